@@ -1,0 +1,208 @@
+//! The environment: everything an engine uses that is not deterministic, injected once at open.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use crate::error::Result;
+use crate::fs::Fs;
+use crate::portable;
+
+/// Which backend an [`Env`] shall use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Backend {
+    /// io_uring where the kernel grants it, else the portable backend, with the reason kept.
+    #[default]
+    Auto,
+    /// io_uring, or an error.
+    Uring,
+    /// A bounded pool of threads with positioned reads and writes.
+    Portable,
+}
+
+/// The backend in use, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum IoBackend {
+    /// io_uring, with what the kernel granted.
+    Uring {
+        /// Names of the ring features and flags in use, for a person to read.
+        features: Vec<&'static str>,
+    },
+    /// The thread pool.
+    Portable {
+        /// Why not io_uring: asked for, not compiled in, or what the kernel said.
+        reason: String,
+    },
+}
+
+impl std::fmt::Display for IoBackend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            IoBackend::Uring { features } => write!(f, "io_uring ({})", features.join(", ")),
+            IoBackend::Portable { reason } => write!(f, "portable ({reason})"),
+        }
+    }
+}
+
+/// How to build an [`Env`].
+#[derive(Debug, Clone, Default)]
+pub struct EnvOptions {
+    /// The backend; the environment variable `SEERDB_IO` (`auto`, `uring`, `portable`) overrides
+    /// [`Backend::Auto`].
+    pub backend: Backend,
+}
+
+/// Files, clock, randomness and tasks. A clone is another handle to the same environment; when the
+/// last handle and the last file are dropped, its threads end by themselves.
+#[derive(Clone)]
+pub struct Env {
+    inner: Arc<portable::Inner>,
+}
+
+impl Env {
+    /// Starts the backend that `options` asks for.
+    ///
+    /// # Errors
+    ///
+    /// When [`Backend::Uring`] is asked for and refused, or when a thread cannot be started.
+    pub fn new(options: &EnvOptions) -> Result<Env> {
+        Ok(Env { inner: portable::Inner::start(options)? })
+    }
+
+    /// The file system.
+    pub fn fs(&self) -> &Fs {
+        &self.inner.fs
+    }
+
+    /// The clock.
+    pub fn clock(&self) -> &Clock {
+        &self.inner.clock
+    }
+
+    /// The source of random numbers.
+    pub fn rng(&self) -> &Rng {
+        &self.inner.rng
+    }
+
+    /// Starts background tasks.
+    pub fn spawner(&self) -> &Spawner {
+        &self.inner.spawner
+    }
+
+    /// Which backend serves, and why.
+    pub fn io_backend(&self) -> &IoBackend {
+        &self.inner.backend
+    }
+}
+
+/// A thread of the engine's own on which background tasks run, one task at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Lane {
+    /// The log writer; owns the ring of the log files.
+    Log,
+    /// Memtable flushes and file deletion.
+    Flush,
+    /// Compaction.
+    Compaction,
+}
+
+/// Starts tasks on the lanes.
+#[derive(Clone)]
+pub struct Spawner {
+    pub(crate) lanes: Arc<portable::Lanes>,
+}
+
+impl Spawner {
+    /// Runs `future` on `lane`. Dropping the returned [`Task`] detaches it.
+    pub fn spawn<F>(&self, lane: Lane, name: &'static str, future: F) -> Task<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        self.lanes.spawn(lane, name, future)
+    }
+}
+
+/// The background task panicked; the message is the panic's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Panicked(pub String);
+
+impl std::fmt::Display for Panicked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a background task panicked: {}", self.0)
+    }
+}
+
+impl std::error::Error for Panicked {}
+
+/// A running task; resolves to its output, or to [`Panicked`].
+pub struct Task<T> {
+    pub(crate) done: futures::channel::oneshot::Receiver<std::result::Result<T, Panicked>>,
+}
+
+impl<T> Future for Task<T> {
+    type Output = std::result::Result<T, Panicked>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.done)
+            .poll(cx)
+            .map(|r| r.unwrap_or_else(|_| Err(Panicked("its lane has ended".into()))))
+    }
+}
+
+/// Monotonic and wall time, and timers.
+#[derive(Clone)]
+pub struct Clock {
+    pub(crate) timers: Arc<portable::Timers>,
+}
+
+impl Clock {
+    /// Time since an arbitrary fixed point; never goes back.
+    pub fn now(&self) -> Duration {
+        self.timers.now()
+    }
+
+    /// Time since 1970, by the system's wall clock; may jump both ways.
+    pub fn unix_time(&self) -> Duration {
+        self.timers.unix_time()
+    }
+
+    /// Resolves after `duration`; any executor may poll it.
+    pub fn sleep(&self, duration: Duration) -> Sleep {
+        self.timers.sleep(duration)
+    }
+}
+
+/// The future of [`Clock::sleep`].
+pub struct Sleep {
+    pub(crate) done: futures::channel::oneshot::Receiver<()>,
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        Pin::new(&mut self.done).poll(cx).map(|_| ())
+    }
+}
+
+/// Random numbers for salts and jitter; not for cryptography.
+#[derive(Clone)]
+pub struct Rng {
+    pub(crate) state: Arc<parking_lot::Mutex<u64>>,
+}
+
+impl Rng {
+    /// The next number.
+    pub fn next_u64(&self) -> u64 {
+        let mut state = self.state.lock();
+        *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = *state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+}
