@@ -1,1 +1,13 @@
-//! seerdb
+//! seerdb: an async-first embedded key-value storage engine on io_uring.
+
+mod codec;
+mod error;
+mod filename;
+mod iter;
+mod key;
+mod options;
+mod record;
+
+pub use error::{Error, ErrorKind, Result};
+pub use key::{BATCH_BYTES_MAX, BATCH_OPS_MAX, KEY_BYTES_MAX, SEQNO_MAX, SeqNo, VALUE_BYTES_MAX};
+pub use options::{Compression, DBOptions, Durability};

@@ -1,0 +1,154 @@
+//! The one error type: what the caller should do (kind), what happened (context), and why (source).
+//!
+//! Invariants:
+//! 1. `Corruption` always names a file and an offset.
+//! 2. `Display` is a sentence for a person; programs look at [`Error::kind`].
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A result whose error is an [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What the caller should do about an [`Error`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The call was wrong (a limit, a contradiction): mend the caller. Nothing was changed.
+    InvalidArgument,
+    /// This version or configuration cannot do it, for instance read a newer format.
+    NotSupported,
+    /// The commit lost against another one: retry the whole transaction.
+    Conflict,
+    /// Accepting the write now would have to wait: shed load or retry later.
+    WouldStall,
+    /// The disk is full. Nothing was changed; retry when there is room, without reopening.
+    NoSpace,
+    /// The system refused a file operation; reads may be retried.
+    Io,
+    /// Bytes on disk are not what was written there: restore from a copy.
+    Corruption,
+    /// The commit may or may not survive: reopen the database and look.
+    Indeterminate,
+    /// Writing has stopped after a failure that cannot be undone; reads go on. Reopen.
+    FailStop,
+    /// Another handle has the directory open.
+    Locked,
+    /// The database is closed.
+    Closed,
+}
+
+/// Everything that can go wrong. Cheap to clone, so that one failure can reach many waiters.
+#[derive(Clone)]
+pub struct Error(Arc<Repr>);
+
+struct Repr {
+    kind: ErrorKind,
+    context: String,
+    location: Option<(PathBuf, u64)>,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// An error of `kind` that says what happened.
+    pub(crate) fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
+        Error(Arc::new(Repr { kind, context: context.into(), location: None, source: None }))
+    }
+
+    /// The caller passed something wrong.
+    pub(crate) fn invalid(context: impl Into<String>) -> Self {
+        Error::new(ErrorKind::InvalidArgument, context)
+    }
+
+    /// Bytes at `offset` of `file` are not what was written.
+    pub(crate) fn corruption(
+        file: impl Into<PathBuf>,
+        offset: u64,
+        what: impl Into<String>,
+    ) -> Self {
+        Error(Arc::new(Repr {
+            kind: ErrorKind::Corruption,
+            context: what.into(),
+            location: Some((file.into(), offset)),
+            source: None,
+        }))
+    }
+
+    /// The database is closed.
+    pub(crate) fn closed() -> Self {
+        Error::new(ErrorKind::Closed, "the database is closed")
+    }
+
+    /// An error of `kind` caused by `source`.
+    pub(crate) fn caused(
+        kind: ErrorKind,
+        context: impl Into<String>,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        let source: Arc<dyn std::error::Error + Send + Sync> = Arc::new(source);
+        Error(Arc::new(Repr { kind, context: context.into(), location: None, source: Some(source) }))
+    }
+
+    /// The same failure, told with what it means for the caller.
+    pub(crate) fn with_kind(&self, kind: ErrorKind, context: impl Into<String>) -> Self {
+        Error::caused(kind, context, self.clone())
+    }
+
+    /// What the caller should do.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// For corruption: the file, and the byte offset in it where the damage was noticed.
+    pub fn location(&self) -> Option<(&Path, u64)> {
+        self.0.location.as_ref().map(|(file, offset)| (file.as_path(), *offset))
+    }
+
+    /// Whether the same call may succeed later without anybody mending anything.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::Conflict | ErrorKind::WouldStall | ErrorKind::NoSpace)
+    }
+
+    /// Whether a transaction lost against another commit.
+    pub fn is_conflict(&self) -> bool {
+        self.0.kind == ErrorKind::Conflict
+    }
+
+    /// Whether bytes on disk are damaged.
+    pub fn is_corruption(&self) -> bool {
+        self.0.kind == ErrorKind::Corruption
+    }
+}
+
+impl From<seerdb_io::Error> for Error {
+    fn from(source: seerdb_io::Error) -> Self {
+        let kind = if source.is_no_space() { ErrorKind::NoSpace } else { ErrorKind::Io };
+        Error::caused(kind, "a file operation failed", source)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.context)?;
+        if let Some((file, offset)) = &self.0.location {
+            write!(f, " in {} at offset {offset}", file.display())?;
+        }
+        if let Some(source) = &self.0.source {
+            write!(f, ": {source}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Error({:?}: {self})", self.0.kind)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_deref().map(|s| s as &(dyn std::error::Error + 'static))
+    }
+}

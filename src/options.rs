@@ -1,0 +1,288 @@
+//! Options of a database, validated once at open.
+//!
+//! Three groups: behaviour (what calls mean), performance (what they cost) and format (what new
+//! files look like; old files stay readable whatever is chosen). An option that is not set follows
+//! from [`DBOptions::memory_budget`] or has the default that its method names.
+
+use std::time::Duration;
+
+use seerdb_io::{Backend, Env};
+
+use crate::error::{Error, Result};
+
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
+
+/// When the future of a write resolves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub enum Durability {
+    /// When the write is in the engine's log buffer. A killed process may lose the last
+    /// [`DBOptions::buffered_delay`] of such writes, never one from the middle.
+    Buffered,
+    /// When the kernel has the write: it survives a killed process, not a power cut.
+    Written,
+    /// When the write is on the device: it survives a power cut.
+    #[default]
+    Synced,
+}
+
+/// How the blocks of new tables are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// LZ4, where it saves at least an eighth of the block.
+    #[default]
+    Lz4,
+}
+
+/// How to open a database; reusable for any number of opens.
+#[derive(Clone)]
+pub struct DBOptions {
+    pub(crate) create_if_missing: bool,
+    pub(crate) error_if_exists: bool,
+    pub(crate) durability: Durability,
+    pub(crate) io_backend: Backend,
+    pub(crate) env: Option<Env>,
+    pub(crate) memory_budget: usize,
+    pub(crate) memtable_bytes: Option<usize>,
+    pub(crate) cache_bytes: Option<usize>,
+    pub(crate) wal_segment_bytes: usize,
+    pub(crate) buffered_delay: Duration,
+    pub(crate) block_bytes: usize,
+    pub(crate) table_bytes: usize,
+    pub(crate) compression: Compression,
+    pub(crate) filter_bits_per_key: f64,
+    pub(crate) size_ratio: usize,
+    pub(crate) runs_per_level: usize,
+    pub(crate) runs_last_level: usize,
+}
+
+impl Default for DBOptions {
+    fn default() -> Self {
+        DBOptions {
+            create_if_missing: true,
+            error_if_exists: false,
+            durability: Durability::Synced,
+            io_backend: Backend::Auto,
+            env: None,
+            memory_budget: 512 * MIB,
+            memtable_bytes: None,
+            cache_bytes: None,
+            wal_segment_bytes: 64 * MIB,
+            buffered_delay: Duration::from_millis(10),
+            block_bytes: 4 * KIB,
+            table_bytes: 64 * MIB,
+            compression: Compression::Lz4,
+            filter_bits_per_key: 10.0,
+            size_ratio: 4,
+            runs_per_level: 3,
+            runs_last_level: 1,
+        }
+    }
+}
+
+impl DBOptions {
+    /// The defaults; the same as [`DBOptions::default`].
+    pub fn new() -> Self {
+        DBOptions::default()
+    }
+
+    /// Creates the directory's last component and the database when they are missing (default:
+    /// true).
+    pub fn create_if_missing(mut self, yes: bool) -> Self {
+        self.create_if_missing = yes;
+        self
+    }
+
+    /// Refuses to open a database that exists (default: false).
+    pub fn error_if_exists(mut self, yes: bool) -> Self {
+        self.error_if_exists = yes;
+        self
+    }
+
+    /// The durability of writes that do not name their own (default: [`Durability::Synced`]).
+    /// It also decides how the log is written: around the page cache for `Synced`, through it
+    /// otherwise; a write's own durability is honoured in either mode.
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
+    }
+
+    /// The file backend (default: [`Backend::Auto`]; the environment variable `SEERDB_IO`
+    /// overrides `Auto`).
+    pub fn io_backend(mut self, backend: Backend) -> Self {
+        self.io_backend = backend;
+        self
+    }
+
+    /// Uses this environment instead of starting one: several databases may share its threads.
+    pub fn env(mut self, env: Env) -> Self {
+        self.env = Some(env);
+        self
+    }
+
+    /// The memory for memtables, cache, filters and indexes, in bytes (default: 512 MiB, at least
+    /// 1 MiB). Memtables get an eighth each of which at most three exist; the cache has the rest,
+    /// less what filters and indexes of open tables take.
+    pub fn memory_budget(mut self, bytes: usize) -> Self {
+        self.memory_budget = bytes;
+        self
+    }
+
+    /// The size at which a memtable is sealed and flushed, in bytes (default: an eighth of the
+    /// memory budget, at most 64 MiB).
+    pub fn memtable_bytes(mut self, bytes: usize) -> Self {
+        self.memtable_bytes = Some(bytes);
+        self
+    }
+
+    /// The size of the block cache, in bytes (default: what the memory budget leaves).
+    pub fn cache_bytes(mut self, bytes: usize) -> Self {
+        self.cache_bytes = Some(bytes);
+        self
+    }
+
+    /// The size of a WAL segment, in bytes, a multiple of 4096 (default: 64 MiB).
+    pub fn wal_segment_bytes(mut self, bytes: usize) -> Self {
+        self.wal_segment_bytes = bytes;
+        self
+    }
+
+    /// How long a [`Durability::Buffered`] write may stay in the log buffer (default: 10 ms).
+    pub fn buffered_delay(mut self, delay: Duration) -> Self {
+        self.buffered_delay = delay;
+        self
+    }
+
+    /// The size of a table block before compression, 64 bytes to 32 KiB (default: 4 KiB).
+    pub fn block_bytes(mut self, bytes: usize) -> Self {
+        self.block_bytes = bytes;
+        self
+    }
+
+    /// The size at which a merge begins its next table, in bytes (default: 64 MiB).
+    pub fn table_bytes(mut self, bytes: usize) -> Self {
+        self.table_bytes = bytes;
+        self
+    }
+
+    /// The compression of new tables (default: [`Compression::Lz4`]).
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.compression = compression;
+        self
+    }
+
+    /// Filter bits per key on average over all levels, 0 to 64 (default: 10). The levels share
+    /// them as Monkey prescribes.
+    pub fn filter_bits_per_key(mut self, bits: f64) -> Self {
+        self.filter_bits_per_key = bits;
+        self
+    }
+
+    /// T: how many times larger each level is than the one above, 2 to 64 (default: 4).
+    pub fn size_ratio(mut self, ratio: usize) -> Self {
+        self.size_ratio = ratio;
+        self
+    }
+
+    /// K: the most sorted runs in every level but the last, 1 to T - 1 (default: 3).
+    pub fn runs_per_level(mut self, runs: usize) -> Self {
+        self.runs_per_level = runs;
+        self
+    }
+
+    /// Z: the most sorted runs in the last level, 1 to T - 1 (default: 1).
+    pub fn runs_last_level(mut self, runs: usize) -> Self {
+        self.runs_last_level = runs;
+        self
+    }
+
+    /// The options with every default filled in.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidArgument` that names the option out of range or the pair in contradiction.
+    pub(crate) fn validate(&self) -> Result<Settings> {
+        let memtable_bytes = self.memtable_bytes.unwrap_or((self.memory_budget / 8).min(64 * MIB));
+        let reserved = memtable_bytes.saturating_mul(3);
+        let cache_bytes =
+            self.cache_bytes.unwrap_or_else(|| self.memory_budget.saturating_sub(reserved));
+        let checks = [
+            (self.memory_budget >= MIB, "memory_budget must be at least 1 MiB"),
+            (memtable_bytes >= KIB, "memtable_bytes must be at least 1 KiB"),
+            (memtable_bytes <= 1 << 40, "memtable_bytes must be at most 1 TiB"),
+            (
+                self.memtable_bytes.is_none() || reserved <= self.memory_budget,
+                "three memtables of memtable_bytes must fit into memory_budget",
+            ),
+            (
+                self.cache_bytes.is_none_or(|c| c <= self.memory_budget),
+                "cache_bytes must fit into memory_budget",
+            ),
+            (
+                self.wal_segment_bytes >= 16 * KIB && self.wal_segment_bytes <= 1 << 30,
+                "wal_segment_bytes must be from 16 KiB to 1 GiB",
+            ),
+            (self.wal_segment_bytes % 4096 == 0, "wal_segment_bytes must be a multiple of 4096"),
+            (
+                self.buffered_delay <= Duration::from_secs(3600),
+                "buffered_delay must be at most one hour",
+            ),
+            (
+                (64..=32 * KIB).contains(&self.block_bytes),
+                "block_bytes must be from 64 bytes to 32 KiB",
+            ),
+            (self.table_bytes >= KIB, "table_bytes must be at least 1 KiB"),
+            (
+                (0.0..=64.0).contains(&self.filter_bits_per_key),
+                "filter_bits_per_key must be from 0 to 64",
+            ),
+            ((2..=64).contains(&self.size_ratio), "size_ratio must be from 2 to 64"),
+            (
+                (1..self.size_ratio.max(2)).contains(&self.runs_per_level),
+                "runs_per_level must be from 1 to size_ratio - 1",
+            ),
+            (
+                (1..self.size_ratio.max(2)).contains(&self.runs_last_level),
+                "runs_last_level must be from 1 to size_ratio - 1",
+            ),
+            (
+                self.create_if_missing || !self.error_if_exists,
+                "error_if_exists contradicts create_if_missing(false): nothing could be opened",
+            ),
+        ];
+        if let Some((_, sentence)) = checks.iter().find(|(holds, _)| !holds) {
+            return Err(Error::invalid(*sentence));
+        }
+        Ok(Settings { options: self.clone(), memtable_bytes, cache_bytes })
+    }
+}
+
+/// Validated options with every default filled in.
+#[derive(Clone)]
+pub(crate) struct Settings {
+    pub(crate) options: DBOptions,
+    pub(crate) memtable_bytes: usize,
+    pub(crate) cache_bytes: usize,
+}
+
+impl std::ops::Deref for Settings {
+    type Target = DBOptions;
+
+    fn deref(&self) -> &DBOptions {
+        &self.options
+    }
+}
+
+impl std::fmt::Debug for DBOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DBOptions")
+            .field("durability", &self.durability)
+            .field("io_backend", &self.io_backend)
+            .field("memory_budget", &self.memory_budget)
+            .field("memtable_bytes", &self.memtable_bytes)
+            .field("cache_bytes", &self.cache_bytes)
+            .finish_non_exhaustive()
+    }
+}
