@@ -1,0 +1,160 @@
+//! Compaction: what the tree looks like to the policy, and what the policy may decide.
+//!
+//! Glossary: a *run* is a sorted sequence of tables with disjoint key ranges; a *level* holds runs
+//! of one size class; the *policy* says how large things may grow, the *picker* turns a tree into
+//! a [`Choice`], *retain* says which versions survive, the *job* merges. All but the job are pure.
+//!
+//! The one idea that makes every merge correct: run ids are ages. All runs of a tree form one list
+//! by descending id, newest first, and levels along that list never decrease. For every key, what
+//! a newer run holds is newer than what an older run holds. A merge replaces *neighbours* in that
+//! list by one run with the id of the newest of them, so the list stays in order of age, whatever
+//! flushes put in front of it meanwhile and whatever level the result is labelled with.
+//!
+//! Invariants:
+//! 1. The inputs of a choice are neighbours in the list of runs.
+//! 2. The output has the id of its newest input and a level between those of its neighbours.
+//! 3. A choice is bottommost when no run is older than its inputs: only then may tombstones go.
+//! 4. A moved table shares no key range with any other input table; it enters the output run as it
+//!    is, and no output table is written across it.
+
+//JOB
+pub(crate) mod picker;
+pub(crate) mod policy;
+pub(crate) mod retain;
+
+use crate::filename::FileNumber;
+use crate::version::{LEVELS, Level, RunId, Version};
+
+use policy::Shape;
+
+/// A table as the picker sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TableView<'a> {
+    pub(crate) number: FileNumber,
+    pub(crate) bytes: u64,
+    pub(crate) tombstones: u64,
+    pub(crate) smallest: &'a [u8],
+    pub(crate) largest: &'a [u8],
+}
+
+/// A run as the picker sees it, tables in key order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RunView<'a> {
+    pub(crate) id: RunId,
+    pub(crate) tables: Vec<TableView<'a>>,
+}
+
+impl RunView<'_> {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.tables.iter().map(|table| table.bytes).sum()
+    }
+}
+
+/// A tree as the picker sees it: runs of each level, newest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Tree<'a> {
+    pub(crate) levels: [Vec<RunView<'a>>; LEVELS],
+}
+
+impl<'a> Tree<'a> {
+    /// The description of a version.
+    pub(crate) fn of(version: &'a Version) -> Tree<'a> {
+        let mut tree = Tree::default();
+        for (runs, level) in tree.levels.iter_mut().zip(version.levels()) {
+            *runs = Tree::runs_of(level);
+        }
+        tree.check();
+        tree
+    }
+
+    fn runs_of(level: &'a Level) -> Vec<RunView<'a>> {
+        let run = |run: &'a std::sync::Arc<crate::sstable::Run>| RunView {
+            id: run.id,
+            tables: run
+                .tables
+                .iter()
+                .map(|table| {
+                    let meta = table.meta();
+                    TableView {
+                        number: meta.number,
+                        bytes: meta.file_bytes,
+                        tombstones: meta.tombstones,
+                        smallest: &meta.smallest,
+                        largest: &meta.largest,
+                    }
+                })
+                .collect(),
+        };
+        level.runs.iter().map(run).collect()
+    }
+
+    /// The runs of `level`, newest first.
+    pub(crate) fn level(&self, level: usize) -> &[RunView<'a>] {
+        self.levels.get(level).expect("levels are numbered below LEVELS")
+    }
+
+    /// The bytes of `level`.
+    pub(crate) fn level_bytes(&self, level: usize) -> u64 {
+        self.level(level).iter().map(RunView::bytes).sum()
+    }
+
+    /// All runs by age, newest first, with their levels.
+    pub(crate) fn runs(&self) -> impl DoubleEndedIterator<Item = (usize, &RunView<'a>)> {
+        self.levels.iter().enumerate().flat_map(|(level, runs)| runs.iter().map(move |r| (level, r)))
+    }
+
+    /// The last level; level 0 is never it, even while nothing lies deeper.
+    pub(crate) fn last_level(&self) -> usize {
+        self.runs().next_back().map_or(1, |(level, _)| level.max(1))
+    }
+
+    /// Asserts that ids are ages.
+    pub(crate) fn check(&self) {
+        let ids: Vec<RunId> = self.runs().map(|(_, run)| run.id).collect();
+        assert!(ids.is_sorted_by(|a, b| a > b), "run ids are not ages: {ids:?}");
+        assert!(self.runs().all(|(_, run)| !run.tables.is_empty()), "an empty run");
+    }
+}
+
+/// Where the output of a merge goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OutputLevel {
+    /// To this level.
+    Fixed(usize),
+    /// It becomes the last run: to the shallowest level from `floor` on that has room for it.
+    Sized {
+        /// No run that stays and is newer lies deeper.
+        floor: usize,
+    },
+}
+
+/// A decision of the picker.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Choice {
+    /// The runs to merge with their levels, newest first.
+    pub(crate) inputs: Vec<(usize, RunId)>,
+    /// The id of the output: that of the newest input.
+    pub(crate) output_run: RunId,
+    /// The level of the output.
+    pub(crate) output: OutputLevel,
+    /// Whether no run is older than the inputs.
+    pub(crate) bottommost: bool,
+    /// Filter bits for the tables to write.
+    pub(crate) filter_bits_per_key: f64,
+    /// Input tables that enter the output run as they are, ascending.
+    pub(crate) moved: Vec<FileNumber>,
+    /// The bytes of the input tables that are read and written.
+    pub(crate) rewrite_bytes: u64,
+    /// The shape that the choice followed from.
+    pub(crate) shape: Shape,
+}
+
+impl Choice {
+    /// The level of an output run of `bytes`, moved tables included.
+    pub(crate) fn output_level(&self, bytes: u64) -> usize {
+        match self.output {
+            OutputLevel::Fixed(level) => level,
+            OutputLevel::Sized { floor } => self.shape.level_for(floor, bytes),
+        }
+    }
+}

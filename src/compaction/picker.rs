@@ -1,0 +1,226 @@
+//! Which runs to merge next: Fluid LSM with carry-through merges, over plain descriptions. Pure.
+//!
+//! 1. Level 0 holding more than K runs sets a merge off. While the runs are tiny (many early
+//!    flushes), the newest of them become one run of level 0.
+//! 2. Otherwise all its runs are carried: a level that has no room for one more run joins the
+//!    merge with all its runs, and the next level is asked. So nothing is written to a level only
+//!    to be read again at once.
+//! 3. With K below T/2 a full level takes the merge into its newest run while that run has not
+//!    grown to its share of the level (leveling is K = 1).
+//! 4. At the last level, beyond Z runs, everything becomes one run; its size decides the level it
+//!    is labelled with, so that the tree grows, and shrinks, by itself.
+//! 5. Levels above their limits for other reasons (other options, K turned down) are merged down
+//!    in the same way, deepest first.
+//! 6. Input tables that overlap no other input move by reference, if they are large enough not to
+//!    litter the tree and hold no tombstones that could go. Ascending insertion costs next to no
+//!    rewriting.
+//!
+//! Invariant, asserted for each choice ([`check`]): the inputs are neighbours in the list of runs
+//! by age, so the merge keeps "newer runs hold newer versions" (see [`super`]). By induction: a
+//! flush enters at the front with everything newer than all runs; replacing neighbours by one run
+//! in their place changes no order between any two versions of a key in different runs.
+
+use std::collections::BTreeSet;
+
+use crate::filename::FileNumber;
+use crate::version::{LEVEL_MAX, LEVELS, RunId};
+
+use super::policy::Shape;
+use super::{Choice, OutputLevel, RunView, TableView, Tree};
+
+/// Below this share of a unit, level 0 gathers runs in place.
+const TINY_SHARE: u64 = 8;
+/// Tables of at least this share of the table size may move.
+const MOVE_SHARE: u64 = 8;
+/// Less than this share of the table size is not worth a table between two moved ones.
+const SLIVER_SHARE: u64 = 64;
+
+/// The merge that the tree needs most, if any.
+pub(crate) fn pick(tree: &Tree<'_>, shape: &Shape) -> Option<Choice> {
+    tree.check();
+    shape.check();
+    let last = tree.last_level();
+    if tree.level(0).len() > shape.runs_upper {
+        return Some(pick_level_0(tree, shape));
+    }
+    for level in (1..=last).rev() {
+        let runs_max = if level == last { shape.runs_last } else { shape.runs_upper };
+        let over_runs = tree.level(level).len() > runs_max;
+        let over_bytes = level < last && tree.level_bytes(level) > shape.capacity(level);
+        if over_runs || over_bytes {
+            return Some(carry(tree, shape, level));
+        }
+    }
+    None
+}
+
+/// Everything into one last run, every table rewritten; `None` for an empty tree.
+pub(crate) fn pick_all(tree: &Tree<'_>, shape: &Shape) -> Option<Choice> {
+    tree.check();
+    let oldest = tree.runs().next_back()?.1.id;
+    let count = tree.runs().count();
+    assert!(count > 0, "a tree with run {oldest} has no runs");
+    let mut choice = choose(tree, shape, 0, count, OutputLevel::Sized { floor: 1 });
+    choice.moved.clear();
+    choice.rewrite_bytes = (0..LEVELS).map(|level| tree.level_bytes(level)).sum();
+    Some(choice)
+}
+
+/// Level 0 has more than K runs.
+fn pick_level_0(tree: &Tree<'_>, shape: &Shape) -> Choice {
+    let runs = tree.level(0);
+    assert!(runs.len() > shape.runs_upper, "level 0 needs no merge");
+    let largest = runs.iter().map(RunView::bytes).max().unwrap_or(0);
+    let unit = shape.with_flushes_of(largest);
+    // The newest runs, and older ones as long as they are no larger than what is gathered.
+    let needed = runs.len() - shape.runs_upper + 1;
+    let (mut count, mut bytes) = (0, 0);
+    for run in runs {
+        if count >= needed && run.bytes() > bytes {
+            break;
+        }
+        count += 1;
+        bytes += run.bytes();
+    }
+    let fits_share = {
+        let newest: u64 = runs.iter().take(needed).map(RunView::bytes).sum();
+        newest <= unit.run_capacity(0)
+    };
+    if bytes <= shape.unit_bytes / TINY_SHARE {
+        return choose(tree, &unit, 0, count, OutputLevel::Fixed(0));
+    }
+    if fits_share {
+        return choose(tree, &unit, 0, needed, OutputLevel::Fixed(0));
+    }
+    carry(tree, &unit, 0)
+}
+
+/// Merges all runs of `start` down to the first level with room.
+fn carry(tree: &Tree<'_>, shape: &Shape, start: usize) -> Choice {
+    assert!(!tree.level(start).is_empty(), "nothing to carry from level {start}");
+    let last = tree.last_level();
+    assert!(start <= last, "level {start} is below the last level {last}");
+    let skipped: usize = (0..start).map(|level| tree.level(level).len()).sum();
+    let mut count = tree.level(start).len();
+    let mut bytes = tree.level_bytes(start);
+    for level in start + 1..=last {
+        let runs = tree.level(level);
+        let level_bytes = tree.level_bytes(level);
+        let runs_max = if level == last { shape.runs_last } else { shape.runs_upper };
+        if runs.len() < runs_max && level_bytes.saturating_add(bytes) <= shape.capacity(level) {
+            return choose(tree, shape, skipped, count, OutputLevel::Fixed(level));
+        }
+        if let Some(newest) = runs.first() {
+            let grown = bytes.saturating_add(newest.bytes());
+            let has_share = level < last && runs.len() <= runs_max;
+            if has_share && grown <= shape.run_capacity(level) {
+                return choose(tree, shape, skipped, count + 1, OutputLevel::Fixed(level));
+            }
+        }
+        count += runs.len();
+        bytes = bytes.saturating_add(level_bytes);
+    }
+    choose(tree, shape, skipped, count, OutputLevel::Sized { floor: start.max(1) })
+}
+
+/// The choice of `count` runs behind the `skipped` newest ones.
+fn choose(
+    tree: &Tree<'_>,
+    shape: &Shape,
+    skipped: usize,
+    count: usize,
+    output: OutputLevel,
+) -> Choice {
+    let inputs: Vec<(usize, &RunView<'_>)> = tree.runs().skip(skipped).take(count).collect();
+    let bottommost = skipped + count == tree.runs().count();
+    let bytes: u64 = inputs.iter().map(|(_, run)| run.bytes()).sum();
+    let moved = movable(&inputs, shape.table_bytes, bottommost);
+    let moved_bytes: u64 = inputs
+        .iter()
+        .flat_map(|(_, run)| &run.tables)
+        .filter(|table| moved.contains(&table.number))
+        .map(|table| table.bytes)
+        .sum();
+    let mut choice = Choice {
+        inputs: inputs.iter().map(|(level, run)| (*level, run.id)).collect(),
+        output_run: inputs.first().expect("a choice has inputs").1.id,
+        output,
+        bottommost,
+        filter_bits_per_key: 0.0,
+        moved: moved.into_iter().collect(),
+        rewrite_bytes: bytes - moved_bytes,
+        shape: *shape,
+    };
+    let level = choice.output_level(bytes);
+    let last = if bottommost { level.max(1) } else { tree.last_level() };
+    choice.filter_bits_per_key = shape.filter_bits_for(level, last);
+    check(tree, &choice);
+    choice
+}
+
+/// The tables that can enter the output run as they are.
+fn movable(
+    inputs: &[(usize, &RunView<'_>)],
+    table_bytes: u64,
+    bottommost: bool,
+) -> BTreeSet<FileNumber> {
+    assert!(table_bytes > 0);
+    let mut tables: Vec<&TableView<'_>> =
+        inputs.iter().flat_map(|(_, run)| &run.tables).collect();
+    tables.sort_by(|a, b| a.smallest.cmp(b.smallest).then_with(|| a.largest.cmp(b.largest)));
+    let mut moves: Vec<bool> = Vec::with_capacity(tables.len());
+    let mut reach: Option<&[u8]> = None;
+    for (i, table) in tables.iter().enumerate() {
+        let clear_before = reach.is_none_or(|largest| largest < table.smallest);
+        let clear_behind = tables.get(i + 1).is_none_or(|next| table.largest < next.smallest);
+        let is_large = table.bytes >= table_bytes / MOVE_SHARE;
+        let is_clean = !bottommost || table.tombstones == 0;
+        moves.push(clear_before && clear_behind && is_large && is_clean);
+        reach = Some(reach.map_or(table.largest, |largest| largest.max(table.largest)));
+    }
+    absorb_slivers(&tables, &mut moves, table_bytes / SLIVER_SHARE);
+    let kept = tables.iter().zip(&moves).filter(|(_, moves)| **moves);
+    kept.map(|(table, _)| table.number).collect()
+}
+
+/// Rewrites the smaller neighbour of a group of tables that is too small for a table of its own.
+fn absorb_slivers(tables: &[&TableView<'_>], moves: &mut [bool], sliver_bytes: u64) {
+    assert_eq!(tables.len(), moves.len());
+    let bytes = |i: usize| tables.get(i).map_or(0, |table| table.bytes);
+    let mut start = 0;
+    while start < moves.len() {
+        let group = moves.iter().skip(start).take_while(|moves| !**moves).count();
+        let end = start + group;
+        let size: u64 = (start..end).map(bytes).sum();
+        if group > 0 && size < sliver_bytes {
+            let before = start.checked_sub(1);
+            let behind = (end < moves.len()).then_some(end);
+            let smaller = before.into_iter().chain(behind).min_by_key(|&i| bytes(i));
+            if let Some(slot) = smaller.and_then(|i| moves.get_mut(i)) {
+                *slot = false;
+            }
+        }
+        start = end + 1;
+    }
+}
+
+/// Asserts what makes a choice correct.
+fn check(tree: &Tree<'_>, choice: &Choice) {
+    let all: Vec<(usize, RunId)> = tree.runs().map(|(level, run)| (level, run.id)).collect();
+    let first = choice.inputs.first().expect("a choice has inputs");
+    let start = all.iter().position(|run| run == first).expect("inputs are runs of the tree");
+    let end = start + choice.inputs.len();
+    assert_eq!(all.get(start..end), Some(&*choice.inputs), "inputs are not neighbours by age");
+    assert_eq!(choice.output_run, first.1, "the output has not the age of its newest input");
+    assert_eq!(choice.bottommost, end == all.len(), "bottommost is wrong");
+    let newer = all.iter().take(start).map(|(level, _)| *level).max().unwrap_or(0);
+    let older = all.get(end).map_or(LEVEL_MAX, |(level, _)| *level);
+    for bytes in [0, u64::MAX] {
+        let level = choice.output_level(bytes);
+        assert!(newer <= level && level <= older, "level {level} not in {newer}..={older}");
+    }
+    assert!(choice.filter_bits_per_key >= 0.0, "negative filter bits");
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,169 @@
+//! A version edit: what one flush, merge or log rotation changes, and its encoding.
+//!
+//! An encoded edit is a sequence of items, each a tag (varint) and its fields:
+//!
+//! | tag | item | fields |
+//! |---|---|---|
+//! | 1 | table added | level u8, run id varint, table description (length varint, bytes) |
+//! | 2 | table removed | number varint |
+//! | 3 | table moved | number varint, level u8, run id varint |
+//! | 4 | WAL added | number varint, salt u64, stream u8 |
+//! | 5 | WAL removed | number varint |
+//! | 6 | flushed seqno | varint, at most once |
+//! | 7 | next file number | varint, at most once |
+//! | 8 | next run id | varint, at most once |
+//!
+//! Invariants:
+//! 1. The tags are frozen. A reader refuses a tag it does not know: a newer version wrote it.
+//! 2. Decoding never panics, whatever the bytes are; the checksum around an edit is the record's.
+
+use std::sync::Arc;
+
+use crate::codec::{Cursor, Sink};
+use crate::filename::FileNumber;
+use crate::key::SeqNo;
+use crate::sstable::TableMeta;
+
+use super::RunId;
+
+const TABLE_ADDED: u64 = 1;
+const TABLE_REMOVED: u64 = 2;
+const TABLE_MOVED: u64 = 3;
+const WAL_ADDED: u64 = 4;
+const WAL_REMOVED: u64 = 5;
+const FLUSHED_SEQNO: u64 = 6;
+const NEXT_FILE: u64 = 7;
+const NEXT_RUN: u64 = 8;
+
+/// A WAL segment that recovery must read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WalRef {
+    pub(crate) number: FileNumber,
+    /// The salt that its records were written with.
+    pub(crate) salt: u64,
+    /// Which log stream it belongs to.
+    pub(crate) stream: u8,
+}
+
+/// A change of the database's state.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct VersionEdit {
+    /// Level, run and description of each new table.
+    pub(crate) tables_added: Vec<(u8, RunId, Arc<TableMeta>)>,
+    pub(crate) tables_removed: Vec<FileNumber>,
+    /// New level and run of tables that stay as they are.
+    pub(crate) tables_moved: Vec<(FileNumber, u8, RunId)>,
+    pub(crate) wals_added: Vec<WalRef>,
+    pub(crate) wals_removed: Vec<FileNumber>,
+    /// Every seqno up to this one is in tables.
+    pub(crate) flushed_seqno: Option<SeqNo>,
+    /// Filled in by the version set.
+    pub(crate) next_file: Option<FileNumber>,
+    /// Filled in by the version set.
+    pub(crate) next_run: Option<RunId>,
+}
+
+/// Why bytes are not an edit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BadEdit {
+    /// The bytes make no sense.
+    Malformed,
+    /// A newer version wrote this item.
+    UnknownTag(u64),
+}
+
+impl VersionEdit {
+    /// Appends the encoding.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        for (level, run, meta) in &self.tables_added {
+            out.put_varint(TABLE_ADDED);
+            out.put_u8(*level);
+            out.put_varint(*run);
+            let mut description = Vec::new();
+            meta.encode(&mut description);
+            out.put_slice(&description);
+        }
+        for number in &self.tables_removed {
+            out.put_varint(TABLE_REMOVED);
+            out.put_varint(*number);
+        }
+        for (number, level, run) in &self.tables_moved {
+            out.put_varint(TABLE_MOVED);
+            out.put_varint(*number);
+            out.put_u8(*level);
+            out.put_varint(*run);
+        }
+        for wal in &self.wals_added {
+            out.put_varint(WAL_ADDED);
+            out.put_varint(wal.number);
+            out.put_u64(wal.salt);
+            out.put_u8(wal.stream);
+        }
+        for number in &self.wals_removed {
+            out.put_varint(WAL_REMOVED);
+            out.put_varint(*number);
+        }
+        let counters = [
+            (FLUSHED_SEQNO, self.flushed_seqno),
+            (NEXT_FILE, self.next_file),
+            (NEXT_RUN, self.next_run),
+        ];
+        for (tag, value) in counters {
+            if let Some(value) = value {
+                out.put_varint(tag);
+                out.put_varint(value);
+            }
+        }
+        assert!(out.len() - start <= u32::MAX as usize, "an edit beyond 4 GiB");
+    }
+
+    /// The edit that `bytes` encode.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<VersionEdit, BadEdit> {
+        let mut edit = VersionEdit::default();
+        let mut cursor = Cursor::new(bytes);
+        while !cursor.is_empty() {
+            let tag = cursor.varint().ok_or(BadEdit::Malformed)?;
+            if !(TABLE_ADDED..=NEXT_RUN).contains(&tag) {
+                return Err(BadEdit::UnknownTag(tag));
+            }
+            edit.decode_item(tag, &mut cursor).ok_or(BadEdit::Malformed)?;
+        }
+        Ok(edit)
+    }
+
+    fn decode_item(&mut self, tag: u64, cursor: &mut Cursor<'_>) -> Option<()> {
+        match tag {
+            TABLE_ADDED => {
+                let level = cursor.u8()?;
+                let run = cursor.varint()?;
+                let mut description = Cursor::new(cursor.slice()?);
+                let meta = TableMeta::decode(&mut description)?;
+                if !description.is_empty() {
+                    return None;
+                }
+                self.tables_added.push((level, run, Arc::new(meta)));
+            }
+            TABLE_REMOVED => self.tables_removed.push(cursor.varint()?),
+            TABLE_MOVED => {
+                self.tables_moved.push((cursor.varint()?, cursor.u8()?, cursor.varint()?));
+            }
+            WAL_ADDED => self.wals_added.push(WalRef {
+                number: cursor.varint()?,
+                salt: cursor.u64()?,
+                stream: cursor.u8()?,
+            }),
+            WAL_REMOVED => self.wals_removed.push(cursor.varint()?),
+            FLUSHED_SEQNO => once(&mut self.flushed_seqno, cursor.varint()?)?,
+            NEXT_FILE => once(&mut self.next_file, cursor.varint()?)?,
+            NEXT_RUN => once(&mut self.next_run, cursor.varint()?)?,
+            _ => return None,
+        }
+        Some(())
+    }
+}
+
+/// Sets a field that may occur once.
+fn once(slot: &mut Option<u64>, value: u64) -> Option<()> {
+    slot.replace(value).is_none().then_some(())
+}

@@ -1,0 +1,159 @@
+//! Versions: which tables make up the database at one moment, immutable and shared by readers.
+//!
+//! Invariants, asserted by [`Version::check`] at each install:
+//! 1. A version has [`LEVELS`] levels; level 0 is the newest.
+//! 2. Run ids are ages: over all levels, and within each, they fall from newest to oldest, and a
+//!    run stands in one level.
+//! 3. The tables of a run are sorted and share no user key; no run is empty.
+//! 4. A table number occurs once.
+//! 5. Every seqno in a newer run is above every seqno in an older run, so that of two versions of
+//!    a key the first that a walk by age meets is the newer one.
+//!
+//! A version is built by [`set::VersionSet`] from a [`state::State`], whose `apply` is the pure
+//! meaning of an edit.
+
+pub(crate) mod edit;
+pub(crate) mod format;
+pub(crate) mod manifest;
+mod recover;
+pub(crate) mod set;
+pub(crate) mod state;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::filename::FileNumber;
+use crate::sstable::{Run, Table};
+
+use state::State;
+
+/// The number of levels of every tree.
+pub(crate) const LEVELS: usize = 7;
+/// The deepest level.
+pub(crate) const LEVEL_MAX: usize = LEVELS - 1;
+
+/// The age of a run: flushes draw rising ids, a merge's output has the id of its newest input.
+pub(crate) type RunId = u64;
+
+/// The runs of one size class, newest first.
+#[derive(Default)]
+pub(crate) struct Level {
+    pub(crate) runs: Vec<Arc<Run>>,
+}
+
+/// The tables of the database at one moment.
+#[derive(Default)]
+pub(crate) struct Version {
+    levels: [Level; LEVELS],
+}
+
+impl Version {
+    /// The version of `state`; its tables come from `previous` and `opened`.
+    pub(super) fn build(state: &State, previous: &Version, opened: &[Arc<Table>]) -> Version {
+        let mut tables: HashMap<FileNumber, &Arc<Table>> =
+            previous.tables().map(|table| (table.meta().number, table)).collect();
+        for table in opened {
+            let twin = tables.insert(table.meta().number, table);
+            assert!(twin.is_none(), "table {} was open already", table.meta().number);
+        }
+        let handle = |number: FileNumber| -> Arc<Table> {
+            let table = tables.get(&number).expect("every added table comes opened");
+            Arc::clone(table)
+        };
+        let mut version = Version::default();
+        for (level, runs) in version.levels.iter_mut().zip(state.levels()) {
+            level.runs = runs
+                .iter()
+                .map(|run| {
+                    let tables = run.tables.iter().map(|meta| handle(meta.number)).collect();
+                    Arc::new(Run { id: run.id, tables })
+                })
+                .collect();
+        }
+        version.check();
+        version
+    }
+
+    /// All levels.
+    pub(crate) fn levels(&self) -> &[Level; LEVELS] {
+        &self.levels
+    }
+
+    /// All runs, newest data first: what a get walks.
+    pub(crate) fn runs(&self) -> impl DoubleEndedIterator<Item = &Arc<Run>> {
+        self.levels.iter().flat_map(|level| level.runs.iter())
+    }
+
+    /// All tables.
+    pub(crate) fn tables(&self) -> impl Iterator<Item = &Arc<Table>> {
+        self.runs().flat_map(|run| run.tables.iter())
+    }
+
+    /// The number of tables.
+    pub(crate) fn table_count(&self) -> usize {
+        self.runs().map(|run| run.tables.len()).sum()
+    }
+
+    /// The number of runs.
+    pub(crate) fn run_count(&self) -> usize {
+        self.runs().count()
+    }
+
+    /// The size of all tables, in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        (0..LEVELS).map(|level| self.level_bytes(level)).sum()
+    }
+
+    /// The size of the tables of `level`, in bytes.
+    pub(crate) fn level_bytes(&self, level: usize) -> u64 {
+        let level = self.levels.get(level).expect("levels are numbered below LEVELS");
+        let tables = level.runs.iter().flat_map(|run| run.tables.iter());
+        tables.map(|table| table.meta().file_bytes).sum()
+    }
+
+    /// The memory that the open tables hold (filters, indexes), in bytes.
+    pub(crate) fn resident_bytes(&self) -> usize {
+        self.tables().map(|table| table.resident_bytes()).sum()
+    }
+
+    /// The deepest level that holds a run; 0 for an empty version.
+    pub(crate) fn last_level(&self) -> usize {
+        self.levels.iter().rposition(|level| !level.runs.is_empty()).unwrap_or(0)
+    }
+
+    /// Asserts the invariants.
+    pub(crate) fn check(&self) {
+        let mut newer: Option<&Arc<Run>> = None;
+        let mut numbers: Vec<FileNumber> = self.tables().map(|t| t.meta().number).collect();
+        let mut floor = u64::MAX;
+        for run in self.runs() {
+            assert!(!run.tables.is_empty(), "run {} is empty", run.id);
+            assert!(
+                newer.is_none_or(|newer| newer.id > run.id),
+                "run {} stands before run {}",
+                newer.map_or(0, |newer| newer.id),
+                run.id
+            );
+            let metas = || run.tables.iter().map(|table| table.meta());
+            assert!(
+                metas().zip(metas().skip(1)).all(|(a, b)| a.largest < b.smallest),
+                "tables of run {} overlap",
+                run.id
+            );
+            assert!(
+                metas().all(|meta| meta.seqno_max < floor),
+                "run {} holds newer seqnos than the run before it",
+                run.id
+            );
+            floor = metas().map(|meta| meta.seqno_min).min().unwrap_or(floor);
+            newer = Some(run);
+        }
+        let count = numbers.len();
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), count, "a table number occurs twice");
+    }
+}
+
+#[cfg(test)]
+mod tests;

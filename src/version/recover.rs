@@ -1,0 +1,133 @@
+//! What is in a directory at open: nothing, a database, or the ruins of one.
+//!
+//! Invariants:
+//! 1. A directory without CURRENT is new only if a crash inside the creation can explain it:
+//!    nothing of ours but the first manifest, CURRENT.tmp and LOCK. Otherwise CURRENT was lost.
+//! 2. Every number in the directory, referred to or not, is below the state's next file number.
+//! 3. Nothing is deleted but the left-overs of a creation that never took place.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use seerdb_io::Fs;
+
+use crate::error::{Error, Result};
+use crate::filename::{FileName, FileNumber};
+use crate::sstable::Table;
+
+use super::edit::VersionEdit;
+use super::manifest;
+use super::state::State;
+
+/// How many tables are opened at the same time.
+const OPEN_PARALLEL: usize = 16;
+/// The number of the manifest that a creation writes.
+const FIRST_MANIFEST: FileNumber = 1;
+
+/// What a directory holds.
+pub(super) enum Found {
+    /// No database, or one that was never completely created.
+    Nothing,
+    /// A database with this state.
+    Database(Box<State>),
+}
+
+/// Looks at `dir`, and reads its manifest.
+pub(super) async fn find(fs: &Fs, dir: &Path) -> Result<Found> {
+    let mut lens: HashMap<FileName, u64> = HashMap::new();
+    for entry in fs.list_dir(dir).await? {
+        if let Some(name) = FileName::parse(&entry.name).filter(|_| entry.is_file) {
+            lens.insert(name, entry.len);
+        }
+    }
+    if !lens.contains_key(&FileName::Current) {
+        return clear_left_overs(fs, dir, &lens).await;
+    }
+    let id = manifest::read_current(fs, dir).await?;
+    let path = FileName::Manifest(id.number).in_dir(dir);
+    let mut state = State::empty();
+    for (offset, edit) in manifest::read(fs, dir, id).await? {
+        state = state.apply(&edit).map_err(|what| {
+            Error::corruption(path.clone(), offset, format!("a wrong version edit: {what}"))
+        })?;
+    }
+    check_files(dir, &state, &lens)?;
+    let seen = lens.keys().filter_map(|name| name.number()).max().unwrap_or(0);
+    let next_file = seen.checked_add(1).filter(|next| *next < u64::MAX).ok_or_else(|| {
+        Error::corruption(path, 0, format!("file number {seen} leaves no number for a new file"))
+    })?;
+    let edit = VersionEdit {
+        next_file: Some(state.next_file().max(next_file)),
+        ..VersionEdit::default()
+    };
+    let state = state.apply(&edit).expect("a rising counter contradicts nothing");
+    assert!(state.next_file() > seen, "number {seen} would be used again");
+    Ok(Found::Database(Box::new(state)))
+}
+
+/// There is no CURRENT: removes what an interrupted creation left, or refuses.
+async fn clear_left_overs(
+    fs: &Fs,
+    dir: &Path,
+    lens: &HashMap<FileName, u64>,
+) -> Result<Found> {
+    let left_overs = [FileName::CurrentTemp, FileName::Manifest(FIRST_MANIFEST)];
+    let mut other =
+        lens.keys().filter(|name| **name != FileName::Lock && !left_overs.contains(*name));
+    if let Some(other) = other.next() {
+        let what = format!("CURRENT is missing, but {other} is there");
+        return Err(Error::corruption(FileName::Current.in_dir(dir), 0, what));
+    }
+    let mut removed = 0;
+    for name in left_overs.into_iter().filter(|name| lens.contains_key(name)) {
+        fs.remove_file(name.in_dir(dir)).await?;
+        removed += 1;
+    }
+    if removed > 0 {
+        // Numbers are used once: the file must be gone for good before its number serves again.
+        fs.sync_dir(dir).await?;
+    }
+    Ok(Found::Nothing)
+}
+
+/// Refuses a database whose files are not all there.
+fn check_files(dir: &Path, state: &State, lens: &HashMap<FileName, u64>) -> Result<()> {
+    for table in state.tables() {
+        let name = FileName::Table(table.number);
+        match lens.get(&name) {
+            Some(len) if *len == table.file_bytes => {}
+            Some(len) => {
+                let what = format!("the table has {len} bytes instead of {}", table.file_bytes);
+                return Err(Error::corruption(
+                    name.in_dir(dir),
+                    (*len).min(table.file_bytes),
+                    what,
+                ));
+            }
+            None => return Err(Error::corruption(name.in_dir(dir), 0, "the table is missing")),
+        }
+    }
+    for wal in state.wals() {
+        let name = FileName::Wal(wal.number);
+        if !lens.contains_key(&name) {
+            let what = "the WAL segment is missing";
+            return Err(Error::corruption(name.in_dir(dir), 0, what));
+        }
+    }
+    Ok(())
+}
+
+/// Opens all tables of `state`, several at a time.
+pub(super) async fn open_tables(fs: &Fs, dir: &Path, state: &State) -> Result<Vec<Arc<Table>>> {
+    let metas: Vec<_> = state.tables().cloned().collect();
+    let count = metas.len();
+    let tables: Vec<Arc<Table>> = stream::iter(metas)
+        .map(|meta| Table::open(fs, dir, meta))
+        .buffer_unordered(OPEN_PARALLEL)
+        .try_collect()
+        .await?;
+    assert_eq!(tables.len(), count, "a table was not opened");
+    Ok(tables)
+}

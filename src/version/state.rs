@@ -1,0 +1,217 @@
+//! What the manifest says: the tables by level and run, the live WAL segments and the counters.
+//! Pure: no handles, no files.
+//!
+//! Invariants, checked by every [`State::apply`] (they hold for edits of ours; those from disk may
+//! break them, which is damage):
+//! 1. The levels obey the invariants of [`super::Version`].
+//! 2. Every file number in use is below `next_file`, every run id below `next_run`.
+//! 3. `flushed_seqno`, `next_file` and `next_run` never fall.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use crate::filename::FileNumber;
+use crate::key::SeqNo;
+use crate::sstable::TableMeta;
+
+use super::edit::{VersionEdit, WalRef};
+use super::{LEVELS, RunId};
+
+/// A run and the descriptions of its tables, in key order.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct RunMeta {
+    pub(crate) id: RunId,
+    pub(crate) tables: Vec<Arc<TableMeta>>,
+}
+
+/// The sum of all edits.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct State {
+    levels: [Vec<RunMeta>; LEVELS],
+    wals: BTreeMap<FileNumber, WalRef>,
+    flushed_seqno: SeqNo,
+    next_file: FileNumber,
+    next_run: RunId,
+}
+
+/// Where a table stands.
+type Placed = HashMap<FileNumber, (usize, RunId, Arc<TableMeta>)>;
+
+impl State {
+    /// The state before the first edit.
+    pub(crate) fn empty() -> State {
+        State {
+            levels: Default::default(),
+            wals: BTreeMap::new(),
+            flushed_seqno: 0,
+            next_file: 1,
+            next_run: 1,
+        }
+    }
+
+    pub(crate) fn levels(&self) -> &[Vec<RunMeta>; LEVELS] {
+        &self.levels
+    }
+
+    /// The live WAL segments by number.
+    pub(crate) fn wals(&self) -> impl Iterator<Item = &WalRef> {
+        self.wals.values()
+    }
+
+    /// Every seqno up to this one is in tables.
+    pub(crate) fn flushed_seqno(&self) -> SeqNo {
+        self.flushed_seqno
+    }
+
+    /// No file has this number or a larger one.
+    pub(crate) fn next_file(&self) -> FileNumber {
+        self.next_file
+    }
+
+    /// No run has this id or a larger one.
+    pub(crate) fn next_run(&self) -> RunId {
+        self.next_run
+    }
+
+    /// All tables.
+    pub(crate) fn tables(&self) -> impl Iterator<Item = &Arc<TableMeta>> {
+        self.levels.iter().flatten().flat_map(|run| run.tables.iter())
+    }
+
+    /// The edit that makes this state out of the empty one.
+    pub(crate) fn snapshot(&self) -> VersionEdit {
+        let mut edit = VersionEdit {
+            wals_added: self.wals.values().copied().collect(),
+            flushed_seqno: Some(self.flushed_seqno),
+            next_file: Some(self.next_file),
+            next_run: Some(self.next_run),
+            ..VersionEdit::default()
+        };
+        for (level, runs) in (0u8..).zip(&self.levels) {
+            for run in runs {
+                let added = run.tables.iter().map(|meta| (level, run.id, Arc::clone(meta)));
+                edit.tables_added.extend(added);
+            }
+        }
+        edit
+    }
+
+    /// The state after `edit`.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says what the edit contradicts.
+    pub(crate) fn apply(&self, edit: &VersionEdit) -> Result<State, String> {
+        let next_file = rise("next file number", self.next_file, edit.next_file)?;
+        let next_run = rise("next run id", self.next_run, edit.next_run)?;
+        let flushed_seqno = rise("flushed seqno", self.flushed_seqno, edit.flushed_seqno)?;
+        let mut wals = self.wals.clone();
+        for number in &edit.wals_removed {
+            wals.remove(number).ok_or_else(|| format!("WAL {number} is not there to remove"))?;
+        }
+        for wal in &edit.wals_added {
+            if wal.number >= next_file || wals.insert(wal.number, *wal).is_some() {
+                return Err(format!("WAL {} cannot be added", wal.number));
+            }
+        }
+        let levels = regroup(self.place(edit, next_file, next_run)?);
+        let state = State { levels, wals, flushed_seqno, next_file, next_run };
+        state.check()?;
+        Ok(state)
+    }
+
+    /// All tables after `edit`, with their places.
+    fn place(
+        &self,
+        edit: &VersionEdit,
+        next_file: FileNumber,
+        next_run: RunId,
+    ) -> Result<Placed, String> {
+        let mut placed = Placed::new();
+        for (level, runs) in self.levels.iter().enumerate() {
+            for run in runs {
+                let tables = run.tables.iter();
+                placed.extend(tables.map(|t| (t.number, (level, run.id, Arc::clone(t)))));
+            }
+        }
+        for number in &edit.tables_removed {
+            let table = placed.remove(number);
+            table.ok_or_else(|| format!("table {number} is not there to remove"))?;
+        }
+        for (number, level, run) in &edit.tables_moved {
+            let place = placed.get_mut(number);
+            let place = place.ok_or_else(|| format!("table {number} is not there to move"))?;
+            place.0 = usize::from(*level);
+            place.1 = *run;
+        }
+        for (level, run, meta) in &edit.tables_added {
+            let number = meta.number;
+            let place = (usize::from(*level), *run, Arc::clone(meta));
+            if number >= next_file || placed.insert(number, place).is_some() {
+                return Err(format!("table {number} cannot be added"));
+            }
+        }
+        for (number, (level, run, _)) in &placed {
+            if *level >= LEVELS || *run >= next_run {
+                return Err(format!("table {number} is in level {level}, run {run}"));
+            }
+        }
+        Ok(placed)
+    }
+
+    /// The invariants of the levels; see [`super::Version`].
+    fn check(&self) -> Result<(), String> {
+        let mut newer = RunId::MAX;
+        let mut floor = SeqNo::MAX;
+        for run in self.levels.iter().flatten() {
+            if run.id >= newer {
+                return Err(format!("run {} is not older than run {newer} before it", run.id));
+            }
+            for (a, b) in run.tables.iter().zip(run.tables.iter().skip(1)) {
+                if a.largest >= b.smallest {
+                    return Err(format!("tables {} and {} overlap", a.number, b.number));
+                }
+            }
+            for table in &run.tables {
+                if table.smallest > table.largest || table.seqno_min > table.seqno_max {
+                    return Err(format!("the bounds of table {} are crossed", table.number));
+                }
+                if table.seqno_max >= floor {
+                    return Err(format!("table {} is newer than its run", table.number));
+                }
+            }
+            newer = run.id;
+            floor = run.tables.iter().map(|table| table.seqno_min).min().unwrap_or(floor);
+        }
+        Ok(())
+    }
+}
+
+/// The new value of a counter that never falls.
+fn rise(what: &str, old: u64, new: Option<u64>) -> Result<u64, String> {
+    match new {
+        Some(new) if new < old => Err(format!("the {what} falls from {old} to {new}")),
+        new => Ok(new.unwrap_or(old)),
+    }
+}
+
+/// Levels of runs, newest first, of tables in key order.
+fn regroup(placed: Placed) -> [Vec<RunMeta>; LEVELS] {
+    let count = placed.len();
+    let mut runs: BTreeMap<(usize, Reverse<RunId>), Vec<Arc<TableMeta>>> = BTreeMap::new();
+    for (level, run, meta) in placed.into_values() {
+        assert!(level < LEVELS, "level {level} passed the check");
+        runs.entry((level, Reverse(run))).or_default().push(meta);
+    }
+    let mut levels: [Vec<RunMeta>; LEVELS] = Default::default();
+    for ((level, Reverse(id)), mut tables) in runs {
+        tables.sort_by(|a, b| a.smallest.cmp(&b.smallest));
+        if let Some(level) = levels.get_mut(level) {
+            level.push(RunMeta { id, tables });
+        }
+    }
+    let grouped: usize = levels.iter().flatten().map(|run| run.tables.len()).sum();
+    assert_eq!(grouped, count, "a table was lost");
+    levels
+}
