@@ -17,7 +17,7 @@
 //! 4. A moved table shares no key range with any other input table; it enters the output run as it
 //!    is, and no output table is written across it.
 
-//JOB
+pub(crate) mod job;
 pub(crate) mod picker;
 pub(crate) mod policy;
 pub(crate) mod retain;

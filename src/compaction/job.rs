@@ -1,0 +1,403 @@
+//! Writes runs: merges the inputs of a choice, and flushes memtables, with one loop.
+//!
+//! Invariants:
+//! 1. Inputs are only read. Nothing of the database changes before the caller applies the edit.
+//! 2. Outputs are complete, synced, named durably and open when a function here returns them;
+//!    after an error all of them are removed, as far as the disk allows.
+//! 3. All versions of a user key go to one table: tables are cut between user keys only, where
+//!    they are full and wherever a moved table lies between two keys.
+//! 4. Memory is a read-ahead per input run and a few chunks of output, whatever the sizes are.
+//! 5. A merge that did not see exactly the entries that its inputs' descriptions promise fails as
+//!    corruption instead of dropping any.
+//!
+//! Everything runs on a lane of the engine's own; the loop gives way after [`YIELD_BYTES`].
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::task::Poll;
+
+use seerdb_io::Fs;
+
+use crate::error::{Error, Result};
+use crate::filename::{FileName, FileNumber};
+use crate::iter::merge::Merge;
+use crate::iter::{Direction, Position, Source};
+use crate::key::{KeyBuf, SeqNo};
+use crate::options::{Compression, Settings};
+use crate::sstable::{BlockSource, Run, RunIter, Table, TableMeta, TableWriter, TableWriterOptions};
+use crate::version::edit::VersionEdit;
+use crate::version::set::VersionSet;
+use crate::version::{RunId, Version};
+
+use super::Choice;
+use super::retain::Retain;
+
+/// After this much work other tasks of the lane get their turn.
+const YIELD_BYTES: u64 = 1 << 20;
+/// How much is read at once from each input run.
+const READ_AHEAD_BYTES: usize = 512 << 10;
+/// What an entry costs beyond its key and value.
+const ENTRY_BYTES: u64 = 16;
+
+/// What a job works with.
+pub(crate) struct Context<'a> {
+    pub(crate) fs: &'a Fs,
+    pub(crate) dir: &'a Path,
+    /// Where file numbers come from.
+    pub(crate) set: &'a VersionSet,
+    pub(crate) block_bytes: usize,
+    pub(crate) compression: Compression,
+    /// Where the next table begins.
+    pub(crate) table_bytes: u64,
+    /// The seqnos of all live snapshots, and the newest visible seqno; see [`Retain`].
+    pub(crate) snapshots: Vec<SeqNo>,
+    /// Called with the bytes of work done since the last call, about every [`YIELD_BYTES`].
+    pub(crate) progress: &'a (dyn Fn(u64) + Send + Sync),
+}
+
+impl<'a> Context<'a> {
+    /// The context of one job.
+    pub(crate) fn new(
+        fs: &'a Fs,
+        dir: &'a Path,
+        set: &'a VersionSet,
+        settings: &Settings,
+        snapshots: Vec<SeqNo>,
+        progress: &'a (dyn Fn(u64) + Send + Sync),
+    ) -> Self {
+        assert!(!snapshots.is_empty(), "the newest visible seqno is missing");
+        Context {
+            fs,
+            dir,
+            set,
+            block_bytes: settings.block_bytes,
+            compression: settings.compression,
+            table_bytes: settings.table_bytes as u64,
+            snapshots,
+            progress,
+        }
+    }
+}
+
+/// What a job did: the edit to apply, and the tables that it adds.
+pub(crate) struct Outcome {
+    pub(crate) edit: VersionEdit,
+    pub(crate) opened: Vec<Arc<Table>>,
+}
+
+/// Merges the inputs of `choice`, which was picked for `version` or an earlier version since which
+/// nothing but flushes happened.
+///
+/// # Errors
+///
+/// Those of reading the inputs and writing the outputs; the inputs are left alone.
+///
+/// # Cancel safety
+///
+/// Dropped midway it leaves files that nothing refers to; the next open removes them.
+pub(crate) async fn run(
+    ctx: &Context<'_>,
+    version: &Version,
+    choice: &Choice,
+) -> Result<Outcome> {
+    let inputs = input_runs(version, choice);
+    let (moved, rewritten): (Vec<Arc<Table>>, Vec<Arc<Table>>) = inputs
+        .iter()
+        .flat_map(|run| run.tables.iter().cloned())
+        .partition(|table| choice.moved.binary_search(&table.meta().number).is_ok());
+    assert_eq!(moved.len(), choice.moved.len(), "a moved table is not among the inputs");
+    let mut cuts: Vec<&[u8]> = moved.iter().map(|t| t.meta().smallest.as_slice()).collect();
+    cuts.sort_unstable();
+
+    let sources = sources(&inputs, &choice.moved);
+    let mut opened = Vec::new();
+    if !sources.is_empty() {
+        let mut merge = Merge::new(sources, Direction::Forward);
+        let retain = Retain::new(ctx.snapshots.clone(), choice.bottommost);
+        let mut output = Output::new(ctx, choice.filter_bits_per_key, &cuts);
+        let mut merged = output.fill(&mut merge, Some(retain)).await;
+        if merged.is_ok() {
+            merged = check_entries(ctx.dir, &rewritten, output.entries_seen);
+        }
+        opened = output.complete(merged).await?;
+    }
+    let bytes = |tables: &[Arc<Table>]| tables.iter().map(|t| t.meta().file_bytes).sum::<u64>();
+    let level = choice.output_level(bytes(&moved) + bytes(&opened));
+    let level = u8::try_from(level).expect("levels are few");
+    let mut edit = added(level, choice.output_run, &opened);
+    edit.tables_removed = rewritten.iter().map(|table| table.meta().number).collect();
+    edit.tables_moved =
+        choice.moved.iter().map(|&number| (number, level, choice.output_run)).collect();
+    Ok(Outcome { edit, opened })
+}
+
+/// Writes all entries of `source` that survive as a new run of level 0. The edit has the new
+/// tables only: the caller adds what the flush means for the log.
+///
+/// # Errors
+///
+/// Those of loading the source and writing the tables.
+///
+/// # Cancel safety
+///
+/// As [`run`].
+pub(crate) async fn write_level_0(
+    ctx: &Context<'_>,
+    source: &mut dyn Source,
+    filter_bits_per_key: f64,
+) -> Result<Outcome> {
+    let run = ctx.set.new_run_id();
+    let retain = Retain::new(ctx.snapshots.clone(), false);
+    let opened = write_run(ctx, source, Some(retain), filter_bits_per_key).await?;
+    Ok(Outcome { edit: added(0, run, &opened), opened })
+}
+
+/// Writes the entries of `source`, or those that `retain` keeps, to the tables of one run, in key
+/// order.
+///
+/// # Errors
+///
+/// Those of loading the source and writing the tables.
+///
+/// # Cancel safety
+///
+/// As [`run`].
+pub(crate) async fn write_run(
+    ctx: &Context<'_>,
+    source: &mut dyn Source,
+    retain: Option<Retain>,
+    filter_bits_per_key: f64,
+) -> Result<Vec<Arc<Table>>> {
+    let mut output = Output::new(ctx, filter_bits_per_key, &[]);
+    let filled = output.fill(source, retain).await;
+    output.complete(filled).await
+}
+
+/// The edit that adds `tables` to a run.
+fn added(level: u8, run: RunId, tables: &[Arc<Table>]) -> VersionEdit {
+    let place = |table: &Arc<Table>| (level, run, Arc::clone(table.meta()));
+    VersionEdit {
+        tables_added: tables.iter().map(place).collect(),
+        ..VersionEdit::default()
+    }
+}
+
+/// The runs of `version` that the choice names, newest first.
+fn input_runs(version: &Version, choice: &Choice) -> Vec<Arc<Run>> {
+    let wanted: HashSet<RunId> = choice.inputs.iter().map(|(_, id)| *id).collect();
+    let runs: Vec<_> = version.runs().filter(|run| wanted.contains(&run.id)).cloned().collect();
+    let ids: Vec<RunId> = runs.iter().map(|run| run.id).collect();
+    assert!(ids.iter().eq(choice.inputs.iter().map(|(_, id)| id)), "an input run is gone");
+    assert_eq!(ids.first(), Some(&choice.output_run), "the output has another age");
+    runs
+}
+
+/// One source for each run that has tables to rewrite.
+fn sources(runs: &[Arc<Run>], moved: &[FileNumber]) -> Vec<Box<dyn Source>> {
+    assert!(moved.is_sorted(), "moved tables are searched");
+    let mut sources: Vec<Box<dyn Source>> = Vec::new();
+    for run in runs {
+        let is_read = |table: &&Arc<Table>| moved.binary_search(&table.meta().number).is_err();
+        let tables: Vec<Arc<Table>> = run.tables.iter().filter(is_read).cloned().collect();
+        if !tables.is_empty() {
+            let blocks = BlockSource::ReadAhead { bytes: READ_AHEAD_BYTES };
+            let run = Arc::new(Run::new(run.id, tables));
+            sources.push(Box::new(RunIter::new(run, Direction::Forward, blocks)));
+        }
+    }
+    sources
+}
+
+/// Invariant 5.
+fn check_entries(dir: &Path, rewritten: &[Arc<Table>], seen: u64) -> Result<()> {
+    let promised: u64 = rewritten.iter().map(|table| table.meta().entries).sum();
+    match rewritten.first() {
+        Some(first) if promised != seen => Err(Error::corruption(
+            FileName::Table(first.meta().number).in_dir(dir),
+            0,
+            format!("a merge of this and other tables met {seen} entries instead of {promised}"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The tables of a run being written.
+struct Output<'a> {
+    ctx: &'a Context<'a>,
+    options: TableWriterOptions,
+    /// The smallest keys of moved tables that lie ahead.
+    cuts: &'a [&'a [u8]],
+    writer: Option<TableWriter>,
+    /// The user key added last.
+    last: KeyBuf,
+    finished: Vec<TableMeta>,
+    entries_seen: u64,
+    /// Bytes since the last report of progress.
+    work: u64,
+}
+
+impl<'a> Output<'a> {
+    fn new(ctx: &'a Context<'a>, filter_bits_per_key: f64, cuts: &'a [&'a [u8]]) -> Self {
+        assert!(filter_bits_per_key >= 0.0, "negative filter bits");
+        assert!(ctx.table_bytes > 0, "tables of 0 bytes");
+        let options = TableWriterOptions {
+            block_bytes: ctx.block_bytes,
+            compression: ctx.compression,
+            filter_bits_per_key,
+        };
+        Output {
+            ctx,
+            options,
+            cuts,
+            writer: None,
+            last: KeyBuf::new(),
+            finished: Vec::new(),
+            entries_seen: 0,
+            work: 0,
+        }
+    }
+
+    /// Writes all of `source`; the last table is left unfinished.
+    async fn fill(
+        &mut self,
+        source: &mut dyn Source,
+        mut retain: Option<Retain>,
+    ) -> Result<()> {
+        source.seek(None);
+        loop {
+            match source.position() {
+                Position::Blocked => source.load().await?,
+                Position::End => return Ok(()),
+                Position::At => {
+                    let entry = source.entry();
+                    self.entries_seen += 1;
+                    self.work += ENTRY_BYTES + (entry.key.len() + entry.value.len()) as u64;
+                    let is_kept =
+                        retain.as_mut().is_none_or(|rule| rule.keep(entry.key, entry.trailer));
+                    if is_kept {
+                        if self.begins_table(entry.key) {
+                            self.finish_table().await?;
+                        }
+                        if self.writer.is_none() {
+                            self.open_writer().await?;
+                        }
+                        let writer = self.writer.as_mut().expect("just opened");
+                        writer.add(entry.key, entry.trailer, entry.value);
+                    }
+                    source.advance();
+                    if self.needs_breath() {
+                        self.breathe().await?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether `key` must not go to the table being written.
+    fn begins_table(&mut self, key: &[u8]) -> bool {
+        let is_open = self.writer.is_some();
+        if is_open && self.last.as_slice() == key {
+            return false;
+        }
+        self.last.clear();
+        self.last.extend_from_slice(key);
+        let crossed = self.cuts.iter().take_while(|cut| **cut < key).count();
+        self.cuts = self.cuts.get(crossed..).unwrap_or_default();
+        let size = self.writer.as_ref().map_or(0, TableWriter::estimated_bytes);
+        is_open && (crossed > 0 || size >= self.ctx.table_bytes)
+    }
+
+    async fn open_writer(&mut self) -> Result<()> {
+        assert!(self.writer.is_none(), "a table is being written");
+        let number = self.ctx.set.new_file_number();
+        let writer = TableWriter::create(self.ctx.fs, self.ctx.dir, number, self.options).await?;
+        self.writer = Some(writer);
+        Ok(())
+    }
+
+    async fn finish_table(&mut self) -> Result<()> {
+        if let Some(writer) = self.writer.take() {
+            let meta = writer.finish().await?;
+            assert!(meta.entries > 0 && meta.file_bytes > 0, "an empty table");
+            self.finished.push(meta);
+        }
+        Ok(())
+    }
+
+    /// Whether it is time for [`Output::breathe`].
+    fn needs_breath(&self) -> bool {
+        self.work >= YIELD_BYTES || self.writer.as_ref().is_some_and(TableWriter::needs_write)
+    }
+
+    /// Writes what is collected; reports progress and gives way now and then.
+    async fn breathe(&mut self) -> Result<()> {
+        if let Some(writer) = self.writer.as_mut().filter(|writer| writer.needs_write()) {
+            writer.write_full_chunks().await?;
+        }
+        if self.work >= YIELD_BYTES {
+            self.report();
+            give_way().await;
+        }
+        Ok(())
+    }
+
+    fn report(&mut self) {
+        (self.ctx.progress)(std::mem::take(&mut self.work));
+    }
+
+    /// Makes the tables durable and opens them, or removes them when anything failed.
+    async fn complete(mut self, filled: Result<()>) -> Result<Vec<Arc<Table>>> {
+        let completed = match filled {
+            Ok(()) => self.publish().await,
+            Err(error) => Err(error),
+        };
+        self.report();
+        if completed.is_err() {
+            self.remove_all().await;
+        }
+        completed
+    }
+
+    async fn publish(&mut self) -> Result<Vec<Arc<Table>>> {
+        self.finish_table().await?;
+        if self.finished.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.ctx.fs.sync_dir(self.ctx.dir).await?;
+        let mut tables = Vec::with_capacity(self.finished.len());
+        for meta in &self.finished {
+            let meta = Arc::new(meta.clone());
+            tables.push(Table::open(self.ctx.fs, self.ctx.dir, meta).await?);
+        }
+        Ok(tables)
+    }
+
+    async fn remove_all(&mut self) {
+        if let Some(writer) = self.writer.take() {
+            writer.abandon().await;
+        }
+        for meta in self.finished.drain(..) {
+            let path = FileName::Table(meta.number).in_dir(self.ctx.dir);
+            if let Err(error) = self.ctx.fs.remove_file(path).await {
+                tracing::warn!(%error, "a table of a failed job stays until the next open");
+            }
+        }
+    }
+}
+
+/// Lets the other tasks of the executor run once.
+async fn give_way() {
+    let mut has_waited = false;
+    std::future::poll_fn(|cx| {
+        if std::mem::replace(&mut has_waited, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+#[cfg(test)]
+mod tests;
