@@ -7,6 +7,9 @@
 //!    bytes from a file says [`Position::Blocked`] and goes on after a `load`.
 //! 3. Errors come from `load` only, and are final: a source that failed is not used again.
 
+pub(crate) mod merge;
+pub(crate) mod visible;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 

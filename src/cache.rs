@@ -1,0 +1,302 @@
+//! A concurrent cache that weighs its values in bytes, and loads every missing value once.
+//!
+//! Invariants:
+//! 1. The values together weigh no more than the capacity; a value heavier than its share of the
+//!    capacity is not kept.
+//! 2. Of concurrent loads of one key one runs. Whoever waits for it drives it: a caller that stops
+//!    polling its future halfway does not hold up the others, and a dropped one hands over.
+//! 3. A load that failed leaves nothing behind: the next one tries again.
+//! 4. The lock over the loads in flight is never held across a load, or while one is dropped.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared, WeakShared};
+use parking_lot::Mutex;
+
+use crate::error::Result;
+
+/// What the map of the cache, its lists and the allocator spend on an entry beside its bytes.
+const ENTRY_OVERHEAD: usize = 96;
+/// The guess of an average value by which shards and the memory of evicted keys are sized.
+const VALUE_BYTES_GUESS: usize = 4096;
+
+/// A value that knows its size.
+pub(crate) trait Weigh {
+    /// The bytes that the value keeps in memory, without the size of the handle itself.
+    fn weight(&self) -> usize;
+}
+
+#[derive(Clone)]
+struct Weights;
+
+impl<K, V: Weigh> quick_cache::Weighter<K, V> for Weights {
+    fn weight(&self, _: &K, value: &V) -> u64 {
+        (value.weight() + size_of::<K>() + size_of::<V>() + ENTRY_OVERHEAD) as u64
+    }
+}
+
+/// The cache; see the invariants of the module.
+pub(crate) struct ByteCache<K, V: Clone> {
+    state: Arc<State<K, V>>,
+}
+
+struct State<K, V: Clone> {
+    cache: quick_cache::sync::Cache<K, V, Weights>,
+    loads: Mutex<Loads<K, V>>,
+}
+
+struct Loads<K, V: Clone> {
+    /// Tells the loads of one key apart, so that one that ends late removes only itself.
+    next: u64,
+    running: HashMap<K, (u64, WeakShared<Load<V>>)>,
+}
+
+type Load<V> = BoxFuture<'static, Result<V>>;
+
+impl<K, V> ByteCache<K, V>
+where
+    K: Copy + Hash + Eq + Send + Sync + 'static,
+    V: Clone + Weigh + Send + Sync + 'static,
+{
+    /// An empty cache for `capacity` bytes.
+    pub(crate) fn new(capacity: usize) -> Self {
+        let cache = quick_cache::sync::Cache::with_weighter(
+            (capacity / VALUE_BYTES_GUESS).max(1),
+            capacity as u64,
+            Weights,
+        );
+        let loads = Mutex::new(Loads { next: 0, running: HashMap::new() });
+        ByteCache { state: Arc::new(State { cache, loads }) }
+    }
+
+    /// The value of `key`, if it is here.
+    pub(crate) fn get(&self, key: &K) -> Option<V> {
+        self.state.cache.get(key)
+    }
+
+    /// Keeps `value`, unless it is too heavy.
+    pub(crate) fn insert(&self, key: K, value: V) {
+        self.state.cache.insert(key, value);
+    }
+
+    /// Changes the capacity, evicting what no longer fits.
+    pub(crate) fn set_capacity(&self, capacity: usize) {
+        self.state.cache.set_capacity(capacity as u64);
+    }
+
+    /// The value of `key`: from here, from a load that runs already, or by `load`, in this order.
+    /// What was loaded is kept.
+    ///
+    /// # Errors
+    ///
+    /// Those of the load; every caller that waited for it gets the same one.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives up waiting; the load ends when nobody waits for it any more.
+    pub(crate) async fn get_or_load<F>(&self, key: K, load: F) -> Result<V>
+    where
+        F: Future<Output = Result<V>> + Send + 'static,
+    {
+        self.load(key, true, load).await
+    }
+
+    /// Like [`ByteCache::get_or_load`], keeping what was loaded only with `fill`.
+    pub(crate) fn load<F>(
+        &self,
+        key: K,
+        fill: bool,
+        load: F,
+    ) -> impl Future<Output = Result<V>> + Send + use<K, V, F>
+    where
+        F: Future<Output = Result<V>> + Send + 'static,
+    {
+        let state = self.state.clone();
+        async move {
+            let running = match State::join(&state, key, fill, load) {
+                Joined::Here(value) => return Ok(value),
+                Joined::Running(load) => load,
+            };
+            running.await
+        }
+    }
+
+    /// The weight of the values, in bytes.
+    pub(crate) fn usage(&self) -> u64 {
+        self.state.cache.weight()
+    }
+
+    /// The capacity, in bytes.
+    pub(crate) fn capacity(&self) -> u64 {
+        self.state.cache.capacity()
+    }
+
+    /// How many calls of [`ByteCache::get`] found their value.
+    pub(crate) fn hits(&self) -> u64 {
+        self.state.cache.hits()
+    }
+
+    /// How many calls of [`ByteCache::get`] did not.
+    pub(crate) fn misses(&self) -> u64 {
+        self.state.cache.misses()
+    }
+}
+
+enum Joined<V: Clone> {
+    Here(V),
+    Running(Shared<Load<V>>),
+}
+
+impl<K, V> State<K, V>
+where
+    K: Copy + Hash + Eq + Send + Sync + 'static,
+    V: Clone + Weigh + Send + Sync + 'static,
+{
+    fn join<F>(state: &Arc<Self>, key: K, fill: bool, load: F) -> Joined<V>
+    where
+        F: Future<Output = Result<V>> + Send + 'static,
+    {
+        let mut loads = state.loads.lock();
+        if let Some((_, running)) = loads.running.get(&key)
+            && let Some(running) = running.upgrade()
+        {
+            return Joined::Running(running);
+        }
+        // A load that ended since the caller looked has put its value here before it left the map.
+        if let Some(value) = state.cache.peek(&key) {
+            return Joined::Here(value);
+        }
+        loads.next += 1;
+        let leave = Leave { state: state.clone(), key, id: loads.next };
+        let load = async move {
+            let value = load.await?;
+            if fill {
+                leave.state.cache.insert(leave.key, value.clone());
+            }
+            drop(leave);
+            Ok(value)
+        };
+        let running = load.boxed().shared();
+        if let Some(weak) = running.downgrade() {
+            let id = loads.next;
+            loads.running.insert(key, (id, weak));
+        }
+        Joined::Running(running)
+    }
+}
+
+/// Takes a load out of the map when it is over or nobody waits for it any more.
+struct Leave<K: Copy + Hash + Eq, V: Clone> {
+    state: Arc<State<K, V>>,
+    key: K,
+    id: u64,
+}
+
+impl<K: Copy + Hash + Eq, V: Clone> Drop for Leave<K, V> {
+    fn drop(&mut self) {
+        let mut loads = self.state.loads.lock();
+        if loads.running.get(&self.key).is_some_and(|(id, _)| *id == self.id) {
+            loads.running.remove(&self.key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures::channel::oneshot;
+    use futures::executor::block_on;
+    use futures::{join, pin_mut, poll};
+
+    use super::*;
+    use crate::error::Error;
+
+    impl Weigh for String {
+        fn weight(&self) -> usize {
+            self.len()
+        }
+    }
+
+    type Strings = ByteCache<u64, String>;
+
+    #[test]
+    fn the_weight_stays_within_the_capacity() {
+        let cache = Strings::new(100_000);
+        for key in 0..1000 {
+            cache.insert(key, "x".repeat(1000));
+            assert!(cache.usage() <= cache.capacity());
+        }
+        assert!(cache.usage() > 50_000);
+        cache.set_capacity(10_000);
+        assert!(cache.usage() <= 10_000);
+        cache.insert(5000, "x".repeat(200_000));
+        assert_eq!(cache.get(&5000), None);
+    }
+
+    #[test]
+    fn hits_and_misses_are_counted() {
+        let cache = Strings::new(100_000);
+        assert_eq!(cache.get(&1), None);
+        cache.insert(1, "one".into());
+        assert_eq!(cache.get(&1).as_deref(), Some("one"));
+        assert_eq!((cache.hits(), cache.misses()), (1, 1));
+    }
+
+    #[test]
+    fn concurrent_misses_load_once_and_failures_are_not_kept() {
+        let cache = Strings::new(100_000);
+        let loads = Arc::new(AtomicUsize::new(0));
+        let load = |answer: Result<String>| {
+            let loads = loads.clone();
+            async move {
+                loads.fetch_add(1, Ordering::Relaxed);
+                futures::pending!();
+                answer
+            }
+        };
+        let kick = async {
+            // `pending!` gives no wake-up; polling again is what this line is for.
+        };
+        block_on(async {
+            let a = cache.get_or_load(1, load(Err(Error::closed())));
+            let b = cache.get_or_load(1, load(Ok("second".into())));
+            pin_mut!(a, b);
+            assert!(poll!(a.as_mut()).is_pending());
+            kick.await;
+            let (a, b) = join!(a, b);
+            assert!(a.is_err() && b.is_err(), "both waited for the first load");
+            assert_eq!(cache.get_or_load(1, load(Ok("x".into()))).now_or_never(), None);
+        });
+        assert_eq!(loads.load(Ordering::Relaxed), 2);
+        assert!(cache.state.loads.lock().running.is_empty(), "the dropped load left");
+    }
+
+    #[test]
+    fn a_caller_that_stops_polling_does_not_hold_up_the_others() {
+        let cache = Strings::new(100_000);
+        let (send, receive) = oneshot::channel::<String>();
+        block_on(async {
+            let idle = cache.get_or_load(1, async move { Ok(receive.await.unwrap()) });
+            pin_mut!(idle);
+            assert!(poll!(idle.as_mut()).is_pending());
+            send.send("value".into()).unwrap();
+            let other = cache.get_or_load(1, async { panic!("one load runs already") }).await;
+            assert_eq!(other.unwrap(), "value");
+            assert_eq!(idle.await.unwrap(), "value");
+            assert_eq!(cache.get(&1).as_deref(), Some("value"));
+        });
+    }
+
+    #[test]
+    fn without_fill_nothing_is_kept() {
+        let cache = Strings::new(100_000);
+        let loaded = block_on(cache.load(1, false, async { Ok("value".to_string()) }));
+        assert_eq!(loaded.unwrap(), "value");
+        assert_eq!(cache.get(&1), None);
+    }
+}

@@ -1,0 +1,333 @@
+//! Scans over a run, in both directions.
+//!
+//! Invariants:
+//! 1. Between calls the iterator is at an entry of `block`, at the end, or blocked on the block
+//!    that (`table`, `number`) names; `target` is what it still has to find there.
+//! 2. It holds at most one block and one window of bytes read ahead, whatever the run's size.
+//! 3. A window is only a hint: what cannot be taken from it is read again on its own, and only
+//!    that read reports errors.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use seerdb_io::File;
+
+use crate::error::Result;
+use crate::iter::{Direction, Entry, Position, Source};
+use crate::key::{KeyBuf, Trailer};
+
+use super::block::EntryAt;
+use super::{Block, BlockCache, BlockId, Run, Table};
+
+/// How many loads in a row, one block after the other, make a scan that deserves reading ahead.
+const STREAK: u32 = 2;
+/// The first and the largest amount that a scan through the cache reads ahead.
+const AHEAD_BYTES: Range<usize> = 16 << 10..256 << 10;
+
+/// Where the blocks of a scan come from.
+#[derive(Clone)]
+pub(crate) enum BlockSource {
+    /// From the cache, and what is not there through the foreground class; kept there with `fill`.
+    /// A scan that goes on reads ahead, the further the longer it goes.
+    Cached {
+        /// The cache.
+        cache: Arc<BlockCache>,
+        /// Whether blocks that were read enter the cache.
+        fill: bool,
+    },
+    /// Past the cache, through the background class, this many bytes at a time.
+    ReadAhead {
+        /// The bytes of one read.
+        bytes: usize,
+    },
+}
+
+/// A scan over a run.
+pub(crate) struct RunIter {
+    run: Arc<Run>,
+    direction: Direction,
+    source: BlockSource,
+    position: Position,
+    /// The table and the block in it that the iterator is in, or blocked on.
+    table: usize,
+    number: usize,
+    block: Option<Block>,
+    /// The index in the block, and where the parts of that entry stand.
+    index: usize,
+    entry: Option<EntryAt>,
+    target: Option<(KeyBuf, Trailer)>,
+    window: Option<Window>,
+    /// The streaming handle of the table that it belongs to.
+    background: Option<(usize, File)>,
+    streak: u32,
+}
+
+/// Adjoining blocks of one table, read at once.
+struct Window {
+    table: usize,
+    blocks: Range<usize>,
+    offset: u64,
+    bytes: Bytes,
+}
+
+impl RunIter {
+    /// A scan over `run`, standing nowhere.
+    pub(crate) fn new(run: Arc<Run>, direction: Direction, source: BlockSource) -> RunIter {
+        RunIter {
+            run,
+            direction,
+            source,
+            position: Position::End,
+            table: 0,
+            number: 0,
+            block: None,
+            index: 0,
+            entry: None,
+            target: None,
+            window: None,
+            background: None,
+            streak: 0,
+        }
+    }
+
+    fn table(&self) -> &Arc<Table> {
+        self.run.tables.get(self.table).expect("`table` is below the number of tables")
+    }
+
+    /// Goes to a block, blocked if it is not at hand.
+    fn enter(&mut self, table: usize, number: usize) {
+        self.table = table;
+        self.number = number;
+        self.block = None;
+        self.entry = None;
+        match self.block_at_hand() {
+            Some(block) => self.settle(block),
+            None => self.position = Position::Blocked,
+        }
+    }
+
+    /// Finds the entry in a block that has just come; moves on when it is not in there.
+    fn settle(&mut self, block: Block) {
+        let index = match (&self.target, self.direction) {
+            (None, Direction::Forward) => Some(0),
+            (None, Direction::Reverse) => block.len().checked_sub(1),
+            (Some((key, trailer)), Direction::Forward) => {
+                Some(block.seek(key, *trailer)).filter(|&index| index < block.len())
+            }
+            (Some((key, trailer)), Direction::Reverse) => {
+                let index = block.seek(key, *trailer);
+                let exact = index < block.len() && {
+                    let entry = block.at(index);
+                    entry.trailer == *trailer && block.key(entry) == key.as_slice()
+                };
+                if exact { Some(index) } else { index.checked_sub(1) }
+            }
+        };
+        self.target = None;
+        match index {
+            Some(index) => {
+                self.index = index;
+                self.entry = Some(block.at(index));
+                self.block = Some(block);
+                self.position = Position::At;
+            }
+            None => self.next_block(),
+        }
+    }
+
+    fn next_block(&mut self) {
+        let next = match self.direction {
+            Direction::Forward if self.number + 1 < self.table().blocks() => {
+                Some((self.table, self.number + 1))
+            }
+            Direction::Forward => {
+                Some((self.table + 1, 0)).filter(|(table, _)| *table < self.run.tables.len())
+            }
+            Direction::Reverse => match self.number.checked_sub(1) {
+                Some(number) => Some((self.table, number)),
+                None => self.last_block_before(self.table),
+            },
+        };
+        match next {
+            Some((table, number)) => self.enter(table, number),
+            None => self.end(),
+        }
+    }
+
+    /// The last block of the table before `table`.
+    fn last_block_before(&self, table: usize) -> Option<(usize, usize)> {
+        let table = table.checked_sub(1)?;
+        Some((table, self.run.tables.get(table)?.blocks() - 1))
+    }
+
+    fn end(&mut self) {
+        self.position = Position::End;
+        self.block = None;
+        self.entry = None;
+        self.target = None;
+    }
+
+    /// The block that the iterator is to enter, if it can be had without waiting.
+    fn block_at_hand(&mut self) -> Option<Block> {
+        if let BlockSource::Cached { cache, .. } = &self.source
+            && let Some(block) = self.table().cached_block(cache, self.number)
+        {
+            self.streak = 0;
+            return Some(block);
+        }
+        self.block_in_window()
+    }
+
+    fn block_in_window(&mut self) -> Option<Block> {
+        let window = self.window.as_ref()?;
+        let here = window.table == self.table && window.blocks.contains(&self.number);
+        let table = self.table();
+        let handle = table.index().handle(self.number);
+        let from = here.then(|| handle.offset.checked_sub(window.offset))??;
+        let from = usize::try_from(from).ok()?;
+        let bytes = window.bytes.slice(from..from + handle.file_bytes());
+        let mut block = table.source().decode_block(handle, &bytes).ok();
+        if let (Some(found), BlockSource::Cached { cache, fill: true }) = (&mut block, &self.source)
+        {
+            // In the cache a block must not keep its whole window in memory.
+            *found = found.to_owned_bytes();
+            cache.insert(BlockId { file: table.meta().number, block: self.number }, found.clone());
+        }
+        if block.is_none() {
+            self.window = None;
+        }
+        block
+    }
+
+    /// Reads the block that the iterator is blocked on, and perhaps more.
+    async fn read(&mut self) -> Result<Block> {
+        let ahead = match &self.source {
+            BlockSource::ReadAhead { bytes } => Some(*bytes),
+            BlockSource::Cached { .. } => self.streak.checked_sub(STREAK).map(|more| {
+                AHEAD_BYTES.end.min(AHEAD_BYTES.start.checked_shl(more).unwrap_or(usize::MAX))
+            }),
+        };
+        self.streak = self.streak.saturating_add(1).min(16);
+        if let Some(bytes) = ahead {
+            self.read_window(bytes).await?;
+            if let Some(block) = self.block_in_window() {
+                return Ok(block);
+            }
+        }
+        let table = self.table().clone();
+        match &self.source {
+            BlockSource::Cached { cache, fill } => {
+                table.load_block(Some(cache), *fill, self.number).await
+            }
+            BlockSource::ReadAhead { .. } => table.load_block(None, false, self.number).await,
+        }
+    }
+
+    /// Reads `bytes` of adjoining blocks in the direction of the scan.
+    async fn read_window(&mut self, bytes: usize) -> Result<()> {
+        // The old window goes first: two of them would double the memory of a merge.
+        self.window = None;
+        let table = self.table().clone();
+        let blocks = match self.direction {
+            Direction::Forward => table.index().span_up(self.number, bytes),
+            Direction::Reverse => table.index().span_down(self.number, bytes),
+        };
+        let first = table.index().handle(blocks.start);
+        let last = table.index().handle(blocks.end - 1);
+        let len = usize::try_from(last.offset - first.offset).unwrap_or(usize::MAX);
+        let len = len.saturating_add(last.file_bytes());
+        let mut source = table.source();
+        if matches!(self.source, BlockSource::ReadAhead { .. }) {
+            if self.background.as_ref().is_none_or(|(table, _)| *table != self.table) {
+                self.background = Some((self.table, table.open_background().await?));
+            }
+            if let Some((_, file)) = &self.background {
+                source.file = file;
+            }
+        }
+        // A read that fails here is tried again for the one block that is wanted.
+        if let Ok(bytes) = source.bytes(first.offset, len).await {
+            self.window = Some(Window { table: self.table, blocks, offset: first.offset, bytes });
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Source for RunIter {
+    fn position(&self) -> Position {
+        self.position
+    }
+
+    fn entry(&self) -> Entry<'_> {
+        let (Some(block), Some(entry)) = (&self.block, self.entry) else {
+            panic!("the iterator is not at an entry");
+        };
+        Entry { key: block.key(entry), trailer: entry.trailer, value: block.value(entry) }
+    }
+
+    fn value(&self) -> Bytes {
+        let (Some(block), Some(entry)) = (&self.block, self.entry) else {
+            panic!("the iterator is not at an entry");
+        };
+        block.value_bytes(entry)
+    }
+
+    fn advance(&mut self) {
+        let Some(block) = &self.block else {
+            panic!("the iterator is not at an entry");
+        };
+        let next = match self.direction {
+            Direction::Forward => Some(self.index + 1).filter(|&index| index < block.len()),
+            Direction::Reverse => self.index.checked_sub(1),
+        };
+        match next {
+            Some(index) => {
+                self.index = index;
+                self.entry = Some(block.at(index));
+            }
+            None => self.next_block(),
+        }
+    }
+
+    fn seek(&mut self, target: Option<(&[u8], Trailer)>) {
+        self.streak = 0;
+        self.target = target.map(|(key, trailer)| (KeyBuf::from_slice(key), trailer));
+        let tables = self.run.tables.len();
+        let place = match (target, self.direction) {
+            (None, Direction::Forward) => Some((0, 0)),
+            (None, Direction::Reverse) => self.last_block_before(tables),
+            (Some((key, trailer)), Direction::Forward) => {
+                let table = self.run.first_not_before(key);
+                let found = self.run.tables.get(table);
+                found.map(|found| (table, found.index().find(key, trailer).unwrap_or(0)))
+            }
+            (Some((key, trailer)), Direction::Reverse) => {
+                // The first table that does not end before the key may begin behind it.
+                let table = self.run.first_not_before(key);
+                let found = self.run.tables.get(table);
+                match found.and_then(|found| found.index().find(key, trailer)) {
+                    Some(block) => Some((table, block)),
+                    None => {
+                        self.target = None;
+                        self.last_block_before(table)
+                    }
+                }
+            }
+        };
+        match place {
+            Some((table, number)) => self.enter(table, number),
+            None => self.end(),
+        }
+    }
+
+    async fn load(&mut self) -> Result<()> {
+        while self.position == Position::Blocked {
+            let block = self.read().await?;
+            self.settle(block);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,105 @@
+//! Sorted tables: immutable files of internal keys and values.
+//!
+//! A table is written by [`TableWriter`], described by a [`TableMeta`] that the manifest keeps,
+//! opened as a [`Table`], and grouped with others into a [`Run`].
+//!
+//! Invariants:
+//! 1. A table's file never changes after its writer finished.
+//! 2. All versions of a user key that one run holds are in one table.
+//! 3. A table's file outlives every handle to the table.
+
+mod block;
+mod format;
+mod index;
+mod iter;
+mod reader;
+mod run;
+#[cfg(test)]
+mod tests;
+mod verify;
+mod writer;
+
+use crate::cache::ByteCache;
+use crate::codec::{Cursor, Sink};
+use crate::filename::FileNumber;
+use crate::key::{KEY_BYTES_MAX, SEQNO_MAX, SeqNo};
+
+pub(crate) use block::Block;
+pub(crate) use iter::{BlockSource, RunIter};
+pub(crate) use reader::{Lookup, Table};
+pub(crate) use run::Run;
+pub(crate) use writer::{TableWriter, TableWriterOptions};
+
+/// The cache of decoded data blocks.
+pub(crate) type BlockCache = ByteCache<BlockId, Block>;
+
+/// A data block of a database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct BlockId {
+    pub(crate) file: FileNumber,
+    /// The number of the block in its table, from 0.
+    pub(crate) block: usize,
+}
+
+/// What the manifest says about a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TableMeta {
+    pub(crate) number: FileNumber,
+    pub(crate) file_bytes: u64,
+    /// The CRC32C of the whole file.
+    pub(crate) checksum: u32,
+    pub(crate) entries: u64,
+    /// The entries that are deletions.
+    pub(crate) tombstones: u64,
+    /// The smallest user key.
+    pub(crate) smallest: Vec<u8>,
+    /// The largest user key.
+    pub(crate) largest: Vec<u8>,
+    pub(crate) seqno_min: SeqNo,
+    pub(crate) seqno_max: SeqNo,
+}
+
+impl TableMeta {
+    /// Appends the description.
+    pub(crate) fn encode(&self, sink: &mut impl Sink) {
+        sink.put_u64(self.file_bytes);
+        sink.put_u32(self.checksum);
+        self.put_facts(sink);
+    }
+
+    /// Appends what the table's properties block repeats: all but size and checksum of the file.
+    pub(crate) fn put_facts(&self, sink: &mut impl Sink) {
+        sink.put_u64(self.number);
+        sink.put_varint(self.entries);
+        sink.put_varint(self.tombstones);
+        sink.put_varint(self.seqno_min);
+        sink.put_varint(self.seqno_max);
+        sink.put_slice(&self.smallest);
+        sink.put_slice(&self.largest);
+    }
+
+    /// Reads what [`TableMeta::encode`] wrote; `None` when the bytes are no such thing.
+    pub(crate) fn decode(cursor: &mut Cursor<'_>) -> Option<TableMeta> {
+        let file_bytes = cursor.u64()?;
+        let checksum = cursor.u32()?;
+        let meta = TableMeta {
+            file_bytes,
+            checksum,
+            number: cursor.u64()?,
+            entries: cursor.varint()?,
+            tombstones: cursor.varint()?,
+            seqno_min: cursor.varint()?,
+            seqno_max: cursor.varint()?,
+            smallest: cursor.slice()?.to_vec(),
+            largest: cursor.slice()?.to_vec(),
+        };
+        let valid = meta.entries > 0
+            && meta.tombstones <= meta.entries
+            && meta.seqno_min <= meta.seqno_max
+            && meta.seqno_max <= SEQNO_MAX
+            && meta.smallest <= meta.largest
+            && meta.smallest.len() <= KEY_BYTES_MAX
+            && meta.largest.len() <= KEY_BYTES_MAX;
+        valid.then_some(meta)
+    }
+}

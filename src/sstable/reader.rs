@@ -1,0 +1,348 @@
+//! Open tables: point lookups and the loading of blocks.
+//!
+//! Invariants:
+//! 1. Nothing of a table is used before its checksum matched and its lengths were checked.
+//! 2. A read that fails or does not match is repeated once: that heals what went wrong on the way,
+//!    not what is wrong on the device.
+//! 3. Lookups that find their blocks in the cache allocate nothing and wait for nothing.
+//! 4. The last drop of a retired table sends its name to the one who deletes files, once.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use futures::channel::mpsc::UnboundedSender;
+use seerdb_io::{AlignedBuf, Class, File, Fs, OpenOptions};
+
+use crate::codec::Cursor;
+use crate::error::{Error, ErrorKind, Result};
+use crate::filename::FileName;
+use crate::filter::{Filter, hash_tag};
+use crate::key::{SeqNo, Trailer};
+
+use super::format::{BlockKind, FOOTER_BYTES, FileRef, Footer, Handle, open_block};
+use super::index::Index;
+use super::{Block, BlockCache, BlockId, TableMeta};
+
+/// An open table.
+pub(crate) struct Table {
+    meta: Arc<TableMeta>,
+    fs: Fs,
+    path: PathBuf,
+    file: File,
+    index: Index,
+    filter: Filter,
+    trash: OnceLock<UnboundedSender<FileName>>,
+}
+
+/// The answer of a lookup that may not wait.
+#[derive(Debug)]
+pub(crate) enum Lookup {
+    /// The newest visible version.
+    Found(Trailer, Bytes),
+    /// The table holds no visible version.
+    Absent,
+    /// Only this block, which is not in the cache, can tell.
+    Blocked(usize),
+}
+
+/// How the blocks of an open file are read.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a> {
+    pub(super) file: &'a File,
+    pub(super) meta: &'a TableMeta,
+}
+
+impl Table {
+    /// Opens the table that `meta` describes.
+    ///
+    /// # Errors
+    ///
+    /// `Corruption` when the file is missing, has another length or does not check out;
+    /// `NotSupported` when a newer version wrote it.
+    pub(crate) async fn open(fs: &Fs, dir: &Path, meta: Arc<TableMeta>) -> Result<Arc<Table>> {
+        let path = FileName::Table(meta.number).in_dir(dir);
+        let options = OpenOptions { class: Class::Foreground, ..OpenOptions::default() };
+        let file = match fs.open(path.clone(), options).await {
+            Ok(file) => file,
+            Err(error) if error.is_not_found() => {
+                return Err(Error::corruption(
+                    path,
+                    0,
+                    "a table that the manifest names is missing",
+                ));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let found = file.len().await?;
+        if found != meta.file_bytes {
+            let what =
+                format!("the table has {found} bytes, the manifest says {}", meta.file_bytes);
+            return Err(Error::corruption(path, found.min(meta.file_bytes), what));
+        }
+        let source = Source { file: &file, meta: &meta };
+        let (index, filter) = match source.metadata().await {
+            Err(error) if is_worth_repeating(&error) => source.metadata().await?,
+            result => result?,
+        };
+        let fs = fs.clone();
+        Ok(Arc::new(Table { meta, fs, path, file, index, filter, trash: OnceLock::new() }))
+    }
+
+    /// What the manifest says about it.
+    pub(crate) fn meta(&self) -> &Arc<TableMeta> {
+        &self.meta
+    }
+
+    /// The path of its file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The memory that it takes while open, in bytes: filter and index.
+    pub(crate) fn resident_bytes(&self) -> usize {
+        size_of::<Table>() + self.index.resident_bytes() + self.filter.resident_bytes()
+    }
+
+    /// Sends the name of its file to `trash` when the last handle is dropped.
+    pub(crate) fn retire(&self, trash: UnboundedSender<FileName>) {
+        // A second call changes nothing: the name must be sent once.
+        self.trash.get_or_init(|| trash);
+    }
+
+    /// The number of data blocks.
+    pub(crate) fn blocks(&self) -> usize {
+        self.index.len()
+    }
+
+    pub(super) fn index(&self) -> &Index {
+        &self.index
+    }
+
+    pub(super) fn filter(&self) -> &Filter {
+        &self.filter
+    }
+
+    /// Another handle to its file, for streaming through the background class, around the page
+    /// cache where that is possible.
+    pub(super) async fn open_background(&self) -> Result<File> {
+        let options =
+            OpenOptions { direct: true, class: Class::Background, ..OpenOptions::default() };
+        Ok(self.fs.open(self.path.clone(), options).await?)
+    }
+
+    pub(super) fn source(&self) -> Source<'_> {
+        Source { file: &self.file, meta: &self.meta }
+    }
+
+    /// Whether a key with this hash may be in the table; `false` is certain.
+    pub(crate) fn may_contain(&self, hash: u64) -> bool {
+        self.filter.may_contain(hash)
+    }
+
+    /// The block where the newest version of `key` visible at `seqno` stands, if there is one,
+    /// unless it is the first entry of the next block.
+    pub(crate) fn find(&self, key: &[u8], seqno: SeqNo) -> Option<usize> {
+        self.index.find(key, Trailer::seek(seqno))
+    }
+
+    /// The block, if it is in the cache.
+    pub(crate) fn cached_block(&self, cache: &BlockCache, block: usize) -> Option<Block> {
+        cache.get(&BlockId { file: self.meta.number, block })
+    }
+
+    /// Reads a block: through the cache when there is one, keeping it there with `fill`.
+    ///
+    /// # Errors
+    ///
+    /// `Corruption` when it does not check out twice in a row, `Io` when it cannot be read.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub(crate) async fn load_block(
+        self: &Arc<Self>,
+        cache: Option<&BlockCache>,
+        fill: bool,
+        block: usize,
+    ) -> Result<Block> {
+        let Some(cache) = cache else {
+            return self.source().block(self.index.handle(block)).await;
+        };
+        let table = self.clone();
+        let load = async move { table.source().block(table.index.handle(block)).await };
+        cache.load(BlockId { file: self.meta.number, block }, fill, load).await
+    }
+
+    /// The newest version of `key` visible at `seqno`, as far as the cache can tell; `hash` is the
+    /// key's.
+    pub(crate) fn lookup_cached(
+        &self,
+        cache: &BlockCache,
+        key: &[u8],
+        hash: u64,
+        seqno: SeqNo,
+    ) -> Lookup {
+        if !self.may_contain(hash) {
+            return Lookup::Absent;
+        }
+        let Some(mut block) = self.find(key, seqno) else { return Lookup::Absent };
+        loop {
+            let Some(found) = self.cached_block(cache, block) else {
+                return Lookup::Blocked(block);
+            };
+            if let Some((trailer, value)) = found.get(key, hash_tag(hash), seqno) {
+                return Lookup::Found(trailer, value);
+            }
+            block += 1;
+            if !self.index.continues(block, key) {
+                return Lookup::Absent;
+            }
+        }
+    }
+
+    /// The newest version of `key` visible at `seqno`; `hash` is the key's.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Table::load_block`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub(crate) async fn lookup(
+        self: &Arc<Self>,
+        cache: &BlockCache,
+        fill: bool,
+        key: &[u8],
+        hash: u64,
+        seqno: SeqNo,
+    ) -> Result<Option<(Trailer, Bytes)>> {
+        if !self.may_contain(hash) {
+            return Ok(None);
+        }
+        let Some(mut block) = self.find(key, seqno) else { return Ok(None) };
+        loop {
+            let found = match self.cached_block(cache, block) {
+                Some(found) => found,
+                None => self.load_block(Some(cache), fill, block).await?,
+            };
+            if let Some(answer) = found.get(key, hash_tag(hash), seqno) {
+                return Ok(Some(answer));
+            }
+            block += 1;
+            if !self.index.continues(block, key) {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        if let Some(trash) = self.trash.take() {
+            // When nobody listens any more, the next open of the database removes the file.
+            if trash.unbounded_send(FileName::Table(self.meta.number)).is_err() {
+                tracing::debug!(table = self.meta.number, "retired after its database closed");
+            }
+        }
+    }
+}
+
+/// Whether the same read may go better a second time.
+fn is_worth_repeating(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Corruption | ErrorKind::Io)
+}
+
+impl<'a> Source<'a> {
+    pub(super) fn file_ref(&self) -> FileRef<'a> {
+        FileRef { path: self.file.path(), number: self.meta.number }
+    }
+
+    /// The `len` bytes at `offset`.
+    pub(super) async fn bytes(&self, offset: u64, len: usize) -> Result<Bytes> {
+        // A direct file wants whole units; elsewhere the slack costs nothing worth a second path.
+        let skip = if self.file.is_direct() {
+            usize::try_from(offset % seerdb_io::BUF_ALIGN as u64).unwrap_or(0)
+        } else {
+            0
+        };
+        let mut wanted = skip + len;
+        if self.file.is_direct() {
+            wanted = wanted.next_multiple_of(seerdb_io::BUF_ALIGN);
+        }
+        let buf = AlignedBuf::zeroed(wanted);
+        let (result, mut buf) = self.file.read_at(buf, offset - skip as u64).await;
+        let read = result?;
+        if read < skip + len {
+            let end = offset - skip as u64 + read as u64;
+            return Err(self.file_ref().corruption(end, "the table ends before its blocks do"));
+        }
+        buf.truncate(skip + len);
+        // A block should not keep much more memory than it weighs.
+        if skip == 0 && buf.capacity() <= len + len / 8 {
+            return Ok(buf.freeze());
+        }
+        if len >= 64 << 10 {
+            return Ok(buf.freeze().slice(skip..));
+        }
+        Ok(Bytes::copy_from_slice(buf.get(skip..).unwrap_or_default()))
+    }
+
+    /// Reads a data block, twice if need be.
+    pub(super) async fn block(&self, handle: Handle) -> Result<Block> {
+        match self.block_once(handle).await {
+            Err(error) if is_worth_repeating(&error) => self.block_once(handle).await,
+            result => result,
+        }
+    }
+
+    async fn block_once(&self, handle: Handle) -> Result<Block> {
+        let bytes = self.bytes(handle.offset, handle.file_bytes()).await?;
+        self.decode_block(handle, &bytes)
+    }
+
+    /// The data block that stands as `bytes` at `handle`.
+    pub(super) fn decode_block(&self, handle: Handle, bytes: &Bytes) -> Result<Block> {
+        let raw = open_block(self.file_ref(), BlockKind::Data, handle, bytes)?;
+        Block::decode(raw).map_err(|what| {
+            self.file_ref().corruption(handle.offset, format!("data block: {what}"))
+        })
+    }
+
+    /// Reads and checks all that is not data.
+    async fn metadata(&self) -> Result<(Index, Filter)> {
+        let file = self.file_ref();
+        let size = self.meta.file_bytes;
+        let Some(footer_at) = size.checked_sub(FOOTER_BYTES as u64) else {
+            return Err(file.corruption(0, "the file is too short for a table"));
+        };
+        let bytes = self.bytes(footer_at, FOOTER_BYTES).await?;
+        let footer = Footer::decode(file, size, &bytes)?;
+        // One read for the three blocks: they adjoin, and end where the footer begins.
+        let start = footer.filter.offset;
+        let len = usize::try_from(footer_at.saturating_sub(start))
+            .map_err(|_| file.corruption(start, "its filter and index exceed the memory"))?;
+        let bytes = self.bytes(start, len).await?;
+        let part = |kind, handle: Handle| {
+            let from = usize::try_from(handle.offset - start).unwrap_or(usize::MAX);
+            let end = from.saturating_add(handle.file_bytes());
+            if end > bytes.len() {
+                return Err(file.corruption(handle.offset, "the block exceeds the file"));
+            }
+            open_block(file, kind, handle, &bytes.slice(from..end))
+        };
+        let filter = Filter::decode(part(BlockKind::Filter, footer.filter)?)
+            .ok_or_else(|| file.corruption(footer.filter.offset, "filter block: no filter"))?;
+        let index = Index::decode(&part(BlockKind::Index, footer.index)?, start)
+            .map_err(|what| file.corruption(footer.index.offset, format!("index block: {what}")))?;
+        let mut facts = Vec::new();
+        self.meta.put_facts(&mut facts);
+        let properties = part(BlockKind::Properties, footer.properties)?;
+        if Cursor::new(&properties).bytes(facts.len()) != Some(facts.as_slice()) {
+            let what = "properties block: it contradicts the manifest";
+            return Err(file.corruption(footer.properties.offset, what));
+        }
+        Ok((index, filter))
+    }
+}

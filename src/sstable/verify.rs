@@ -1,0 +1,136 @@
+//! Checks a whole table: every byte against the manifest, and every structure against the others.
+//!
+//! It streams through the background class and holds one window of the file at a time.
+
+use std::sync::Arc;
+
+use crate::codec::crc32c_append;
+use crate::error::{Error, Result};
+use crate::filter::{hash_tag, key_hash};
+use crate::key::{SEQNO_MAX, Trailer, ValueKind, compare};
+
+use super::reader::Source;
+use super::{Block, Table, TableMeta};
+
+/// How much is read at once.
+const WINDOW_BYTES: usize = 1 << 20;
+
+impl Table {
+    /// Reads the whole file and checks it.
+    ///
+    /// # Errors
+    ///
+    /// `Corruption` at the first thing that is not as it was written; `Io` when it cannot be read.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub(crate) async fn verify(self: &Arc<Self>) -> Result<()> {
+        let file = self.open_background().await?;
+        let source = Source { file: &file, meta: self.meta() };
+        let mut seen = Seen::new(self.meta().number);
+        let mut crc = 0;
+        let mut next = 0;
+        let mut offset = 0;
+        while next < self.blocks() {
+            let span = self.index().span_up(next, WINDOW_BYTES);
+            let first = self.index().handle(span.start);
+            let last = self.index().handle(span.end - 1);
+            let len = usize::try_from(last.offset - first.offset).unwrap_or(usize::MAX);
+            let bytes = source.bytes(first.offset, len.saturating_add(last.file_bytes())).await?;
+            crc = crc32c_append(crc, &bytes);
+            offset = first.offset + bytes.len() as u64;
+            next = span.end;
+            for number in span {
+                let handle = self.index().handle(number);
+                let from = usize::try_from(handle.offset - first.offset).unwrap_or(usize::MAX);
+                let stored = bytes.slice(from..from + handle.file_bytes());
+                let block = source.decode_block(handle, &stored)?;
+                self.check_block(number, &block, &mut seen)
+                    .map_err(|what| source.file_ref().corruption(handle.offset, what))?;
+            }
+        }
+        let bad = |offset, what: &str| -> Error { source.file_ref().corruption(offset, what) };
+        seen.check(self.meta()).map_err(|what| bad(0, what))?;
+        while offset < self.meta().file_bytes {
+            let left = self.meta().file_bytes - offset;
+            let len = usize::try_from(left).unwrap_or(WINDOW_BYTES).min(WINDOW_BYTES);
+            crc = crc32c_append(crc, &source.bytes(offset, len).await?);
+            offset += len as u64;
+        }
+        if crc != self.meta().checksum {
+            return Err(bad(0, "the checksum of the file is not the one in the manifest"));
+        }
+        Ok(())
+    }
+
+    fn check_block(
+        &self,
+        number: usize,
+        block: &Block,
+        seen: &mut Seen,
+    ) -> std::result::Result<(), &'static str> {
+        for index in 0..block.len() {
+            let entry = block.at(index);
+            let key = block.key(entry);
+            seen.add(key, entry.trailer)?;
+            let hash = key_hash(key);
+            if block.tags().get(index) != Some(&hash_tag(hash)) {
+                return Err("data block: a tag is not its key's");
+            }
+            if !self.filter().may_contain(hash) {
+                return Err("data block: the filter excludes a key");
+            }
+            if !self.index().admits(number, key, entry.trailer) {
+                return Err("data block: a key is outside its separators");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the entries so far amount to.
+struct Seen {
+    meta: TableMeta,
+    last: Option<Trailer>,
+}
+
+impl Seen {
+    fn new(number: u64) -> Seen {
+        let meta = TableMeta {
+            number,
+            file_bytes: 0,
+            checksum: 0,
+            entries: 0,
+            tombstones: 0,
+            smallest: Vec::new(),
+            largest: Vec::new(),
+            seqno_min: SEQNO_MAX,
+            seqno_max: 0,
+        };
+        Seen { meta, last: None }
+    }
+
+    fn add(&mut self, key: &[u8], trailer: Trailer) -> std::result::Result<(), &'static str> {
+        match self.last {
+            Some(last) if compare((&self.meta.largest, last), (key, trailer)).is_ge() => {
+                return Err("data block: its keys do not ascend");
+            }
+            Some(_) => {}
+            None => self.meta.smallest = key.to_vec(),
+        }
+        self.last = Some(trailer);
+        self.meta.largest.clear();
+        self.meta.largest.extend_from_slice(key);
+        self.meta.entries += 1;
+        self.meta.tombstones += u64::from(trailer.kind() == ValueKind::Delete);
+        self.meta.seqno_min = self.meta.seqno_min.min(trailer.seqno());
+        self.meta.seqno_max = self.meta.seqno_max.max(trailer.seqno());
+        Ok(())
+    }
+
+    fn check(&self, meta: &TableMeta) -> std::result::Result<(), &'static str> {
+        let expected = TableMeta { file_bytes: 0, checksum: 0, ..meta.clone() };
+        if self.meta == expected { Ok(()) } else { Err("its entries contradict the manifest") }
+    }
+}
