@@ -29,6 +29,8 @@ mod fs;
 mod portable;
 
 pub use buf::{AlignedBuf, BUF_ALIGN};
-pub use env::{Backend, Clock, Env, EnvOptions, IoBackend, Lane, Panicked, Rng, Sleep, Spawner, Task};
+pub use env::{
+    Backend, Clock, Env, EnvOptions, IoBackend, Lane, Panicked, Rng, Sleep, Spawner, Task,
+};
 pub use error::{Error, Operation, Result};
 pub use fs::{BufResult, Class, DirEntry, File, Fs, LockFile, Op, OpenOptions, Plug};

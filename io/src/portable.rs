@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt, DirBuilderExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
@@ -154,7 +154,11 @@ impl Pool {
             for entry in std::fs::read_dir(&a).map_err(&e)? {
                 let entry = entry.map_err(&e)?;
                 let meta = entry.metadata().map_err(&e)?;
-                out.push(DirEntry { name: entry.file_name(), is_file: meta.is_file(), len: meta.len() });
+                out.push(DirEntry {
+                    name: entry.file_name(),
+                    is_file: meta.is_file(),
+                    len: meta.len(),
+                });
             }
             Ok(out)
         })
