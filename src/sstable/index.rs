@@ -97,7 +97,8 @@ impl Index {
         }
         let mut from = 0;
         for &end in &index.ends {
-            if end < from || end as usize > index.keys.len() || end - from > KEY_BYTES_MAX as u32 {
+            let inside = from <= end && end as usize <= index.keys.len();
+            if !inside || (end - from) as usize > KEY_BYTES_MAX {
                 return Err("the ends of its keys are out of order");
             }
             from = end;
