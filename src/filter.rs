@@ -18,6 +18,8 @@ const LINE_BITS: u64 = 512;
 const LINE_BYTES: usize = 64;
 /// A bound far above every sensible filter, so that its length fits a block handle.
 const LINES_MAX: u64 = 1 << 24;
+/// The largest encoded filter.
+pub(crate) const FILTER_BYTES_MAX: usize = (1 << 24) * LINE_BYTES + 1;
 /// More probes than this cost time without excluding more: the line itself is the limit.
 const PROBES_MAX: u8 = 16;
 /// An odd number near 2^32 divided by the golden ratio: successive products spread the probes.

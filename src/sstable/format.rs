@@ -30,7 +30,7 @@
 //! | size | field | reader's duty |
 //! |---|---|---|
 //! | 4 | n | at least 1, consistent with the block's length |
-//! | 16 n | handle of each block: u64 offset, u32 stored, u32 raw bytes | blocks adjoin, from 0 on |
+//! | 16 n | handle of each block: u64 offset, u32 stored, u32 raw bytes | blocks adjoin from 0 |
 //! | 8 n | trailer of each separator | separators ascend |
 //! | 4 n | end of each separator's user key in what follows | ascending |
 //! | any | user keys of the separators | last end = length |
@@ -69,6 +69,8 @@ use bytes::Bytes;
 use crate::codec::{Cursor, Sink, crc32c, crc32c_append};
 use crate::error::{Error, ErrorKind, Result};
 use crate::filename::FileNumber;
+use crate::filter::FILTER_BYTES_MAX;
+use crate::key::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 
 /// The version that is written, and the newest that is read.
 pub(crate) const FORMAT_VERSION: u32 = 1;
@@ -78,6 +80,8 @@ pub(crate) const FOOTER_BYTES: usize = 72;
 pub(crate) const BLOCK_TRAILER_BYTES: usize = 5;
 /// Blocks above this size are stored as they are, so that a reader can bound what it unpacks.
 pub(crate) const COMPRESS_BYTES_MAX: usize = 64 << 20;
+/// The largest data block: one entry of the largest key and value.
+pub(crate) const BLOCK_BYTES_MAX: usize = KEY_BYTES_MAX + VALUE_BYTES_MAX + 64;
 /// LZ4 cannot do better; a block that claims to is not one of ours.
 const LZ4_RATIO_MAX: usize = 255;
 const MAGIC: u64 = u64::from_le_bytes(*b"seerdb\0T");
@@ -267,6 +271,9 @@ impl Footer {
             && footer.properties.end() == Some(offset);
         if version == 0 || !adjoin {
             return Err(bad("its blocks do not adjoin"));
+        }
+        if footer.filter.stored as usize > FILTER_BYTES_MAX {
+            return Err(bad("no filter is that large"));
         }
         Ok(footer)
     }

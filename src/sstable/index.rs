@@ -15,7 +15,7 @@ use std::ops::Range;
 use crate::codec::{Cursor, Sink};
 use crate::key::{KEY_BYTES_MAX, Trailer};
 
-use super::format::Handle;
+use super::format::{BLOCK_BYTES_MAX, Handle};
 
 /// The trailer before all versions of a key.
 const BEFORE_ALL: u64 = u64::MAX;
@@ -107,6 +107,9 @@ impl Index {
         for handle in &index.handles {
             if Some(handle.offset) != offset {
                 return Err("the data blocks do not adjoin");
+            }
+            if handle.raw as usize > BLOCK_BYTES_MAX || handle.stored > handle.raw {
+                return Err("a data block is larger than any can be");
             }
             offset = handle.end();
         }

@@ -215,7 +215,7 @@ impl RunIter {
         let handle = table.index().handle(self.number);
         let from = usize::try_from(handle.offset.checked_sub(window.offset)?).ok()?;
         let bytes = window.bytes.slice(from..from + handle.file_bytes());
-        let mut block = table.source().decode_block(handle, &bytes).ok();
+        let mut block = table.reader().decode_block(handle, &bytes).ok();
         if let (Some(found), BlockSource::Cached { cache, fill: true }) = (&mut block, &self.source)
         {
             // In the cache a block must not keep its whole window in memory.
@@ -271,7 +271,7 @@ impl RunIter {
         }
         if let Some(Ahead { span, read }) = self.ahead.take().map(Mutex::into_inner) {
             let offset = self.table().index().handle(span.blocks.start).offset;
-            let bytes = read.finish(self.table().source().file_ref()).ok();
+            let bytes = read.finish(self.table().reader().file_ref()).ok();
             self.window = bytes.map(|bytes| Window { span: span.clone(), offset, bytes });
             if streams {
                 self.start_ahead(&span, budget);
@@ -311,11 +311,11 @@ impl RunIter {
         let last = table.index().handle(span.blocks.end - 1);
         let len = usize::try_from(last.offset - first.offset).unwrap_or(usize::MAX);
         let len = len.saturating_add(last.file_bytes());
-        let mut source = table.source();
+        let mut reader = table.reader();
         if let (BlockSource::ReadAhead { .. }, Some((_, file))) = (&self.source, &self.background) {
-            source.file = file;
+            reader.file = file;
         }
-        Ahead { span, read: source.start(first.offset, len) }
+        Ahead { span, read: reader.start(first.offset, len) }
     }
 }
 

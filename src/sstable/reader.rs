@@ -51,7 +51,7 @@ pub(crate) enum Lookup {
 
 /// How the blocks of an open file are read.
 #[derive(Clone, Copy)]
-pub(super) struct Source<'a> {
+pub(super) struct BlockReader<'a> {
     pub(super) file: &'a File,
     pub(super) meta: &'a TableMeta,
 }
@@ -83,9 +83,9 @@ impl Table {
                 format!("the table has {found} bytes, the manifest says {}", meta.file_bytes);
             return Err(Error::corruption(path, found.min(meta.file_bytes), what));
         }
-        let source = Source { file: &file, meta: &meta };
-        let (index, filter) = match source.metadata().await {
-            Err(error) if is_worth_repeating(&error) => source.metadata().await?,
+        let reader = BlockReader { file: &file, meta: &meta };
+        let (index, filter) = match reader.metadata().await {
+            Err(error) if is_worth_repeating(&error) => reader.metadata().await?,
             result => result?,
         };
         let fs = fs.clone();
@@ -134,8 +134,8 @@ impl Table {
         Ok(self.fs.open(self.path.clone(), options).await?)
     }
 
-    pub(super) fn source(&self) -> Source<'_> {
-        Source { file: &self.file, meta: &self.meta }
+    pub(super) fn reader(&self) -> BlockReader<'_> {
+        BlockReader { file: &self.file, meta: &self.meta }
     }
 
     /// Whether a key with this hash may be in the table; `false` is certain.
@@ -170,10 +170,10 @@ impl Table {
         block: usize,
     ) -> Result<Block> {
         let Some(cache) = cache else {
-            return self.source().block(self.index.handle(block)).await;
+            return self.reader().block(self.index.handle(block)).await;
         };
         let table = self.clone();
-        let load = async move { table.source().block(table.index.handle(block)).await };
+        let load = async move { table.reader().block(table.index.handle(block)).await };
         cache.load(BlockId { file: self.meta.number, block }, fill, load).await
     }
 
@@ -285,7 +285,7 @@ impl Read {
     }
 }
 
-impl<'a> Source<'a> {
+impl<'a> BlockReader<'a> {
     pub(super) fn file_ref(&self) -> FileRef<'a> {
         FileRef { path: self.file.path(), number: self.meta.number }
     }

@@ -334,7 +334,10 @@ impl Packer {
         if compression == Compression::None || raw.len() > COMPRESS_BYTES_MAX {
             return (Stored::Plain, raw);
         }
-        self.out.resize(lz4_flex::block::get_maximum_output_size(raw.len()), 0);
+        let room = lz4_flex::block::get_maximum_output_size(raw.len());
+        if self.out.len() < room {
+            self.out.resize(room, 0);
+        }
         let packed = lz4_flex::block::compress_into_with_table(raw, &mut self.out, &mut self.table);
         match packed.ok().and_then(|len| self.out.get(..len)) {
             Some(packed) if packed.len() <= raw.len() - raw.len() / 8 => (Stored::Lz4, packed),
