@@ -14,6 +14,7 @@
 
 mod check;
 mod golden;
+mod replaced;
 mod runner;
 mod single;
 mod support;
