@@ -2,6 +2,7 @@
 
 mod cache;
 mod codec;
+mod compaction;
 mod error;
 mod filename;
 mod filter;
@@ -10,6 +11,7 @@ mod key;
 mod options;
 mod record;
 mod sstable;
+mod version;
 
 pub use error::{Error, ErrorKind, Result};
 pub use key::{BATCH_BYTES_MAX, BATCH_OPS_MAX, KEY_BYTES_MAX, SEQNO_MAX, SeqNo, VALUE_BYTES_MAX};
