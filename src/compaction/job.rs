@@ -25,7 +25,9 @@ use crate::iter::merge::Merge;
 use crate::iter::{Direction, Position, Source};
 use crate::key::{KeyBuf, SeqNo};
 use crate::options::{Compression, Settings};
-use crate::sstable::{BlockSource, Run, RunIter, Table, TableMeta, TableWriter, TableWriterOptions};
+use crate::sstable::{
+    BlockSource, Run, RunIter, Table, TableMeta, TableWriter, TableWriterOptions,
+};
 use crate::version::edit::VersionEdit;
 use crate::version::set::VersionSet;
 use crate::version::{RunId, Version};
@@ -86,8 +88,8 @@ pub(crate) struct Outcome {
     pub(crate) opened: Vec<Arc<Table>>,
 }
 
-/// Merges the inputs of `choice`, which was picked for `version` or an earlier version since which
-/// nothing but flushes happened.
+/// Merges the inputs of `choice`, which was picked for `version` or for an earlier one that had the
+/// same input runs: flushes, and merges that the picker allows beside this one, change none of them.
 ///
 /// # Errors
 ///
@@ -96,11 +98,7 @@ pub(crate) struct Outcome {
 /// # Cancel safety
 ///
 /// Dropped midway it leaves files that nothing refers to; the next open removes them.
-pub(crate) async fn run(
-    ctx: &Context<'_>,
-    version: &Version,
-    choice: &Choice,
-) -> Result<Outcome> {
+pub(crate) async fn run(ctx: &Context<'_>, version: &Version, choice: &Choice) -> Result<Outcome> {
     let inputs = input_runs(version, choice);
     let (moved, rewritten): (Vec<Arc<Table>>, Vec<Arc<Table>>) = inputs
         .iter()
@@ -178,10 +176,7 @@ pub(crate) async fn write_run(
 /// The edit that adds `tables` to a run.
 fn added(level: u8, run: RunId, tables: &[Arc<Table>]) -> VersionEdit {
     let place = |table: &Arc<Table>| (level, run, Arc::clone(table.meta()));
-    VersionEdit {
-        tables_added: tables.iter().map(place).collect(),
-        ..VersionEdit::default()
-    }
+    VersionEdit { tables_added: tables.iter().map(place).collect(), ..VersionEdit::default() }
 }
 
 /// The runs of `version` that the choice names, newest first.
@@ -263,11 +258,7 @@ impl<'a> Output<'a> {
     }
 
     /// Writes all of `source`; the last table is left unfinished.
-    async fn fill(
-        &mut self,
-        source: &mut dyn Source,
-        mut retain: Option<Retain>,
-    ) -> Result<()> {
+    async fn fill(&mut self, source: &mut dyn Source, mut retain: Option<Retain>) -> Result<()> {
         source.seek(None);
         loop {
             match source.position() {

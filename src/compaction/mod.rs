@@ -100,7 +100,10 @@ impl<'a> Tree<'a> {
 
     /// All runs by age, newest first, with their levels.
     pub(crate) fn runs(&self) -> impl DoubleEndedIterator<Item = (usize, &RunView<'a>)> {
-        self.levels.iter().enumerate().flat_map(|(level, runs)| runs.iter().map(move |r| (level, r)))
+        self.levels
+            .iter()
+            .enumerate()
+            .flat_map(|(level, runs)| runs.iter().map(move |r| (level, r)))
     }
 
     /// The last level; level 0 is never it, even while nothing lies deeper.

@@ -191,8 +191,7 @@ fn movable(
     bottommost: bool,
 ) -> BTreeSet<FileNumber> {
     assert!(table_bytes > 0);
-    let mut tables: Vec<&TableView<'_>> =
-        inputs.iter().flat_map(|(_, run)| &run.tables).collect();
+    let mut tables: Vec<&TableView<'_>> = inputs.iter().flat_map(|(_, run)| &run.tables).collect();
     tables.sort_by(|a, b| a.smallest.cmp(b.smallest).then_with(|| a.largest.cmp(b.largest)));
     let mut moves: Vec<bool> = Vec::with_capacity(tables.len());
     let mut reach: Option<&[u8]> = None;

@@ -57,16 +57,11 @@ impl Writer {
     ) -> Result<Writer> {
         assert!(id.number > 0, "file numbers begin at 1");
         let path = FileName::Manifest(id.number).in_dir(dir);
-        let options = OpenOptions {
-            write: true,
-            create_new: true,
-            direct: false,
-            class: Class::Background,
-        };
+        let options =
+            OpenOptions { write: true, create_new: true, direct: false, class: Class::Background };
         let file = fs.open(path, options).await?;
         let chain = record::chain_start(id);
-        let mut writer =
-            Writer { file, id, position: UNIT as u64, allocated: 0, chain, edit: 0 };
+        let mut writer = Writer { file, id, position: UNIT as u64, allocated: 0, chain, edit: 0 };
         let payload = encode(snapshot);
         writer.reserve(&payload).await?;
         let header = format::encode_header(id);

@@ -58,21 +58,15 @@ pub(super) async fn find(fs: &Fs, dir: &Path) -> Result<Found> {
     let next_file = seen.checked_add(1).filter(|next| *next < u64::MAX).ok_or_else(|| {
         Error::corruption(path, 0, format!("file number {seen} leaves no number for a new file"))
     })?;
-    let edit = VersionEdit {
-        next_file: Some(state.next_file().max(next_file)),
-        ..VersionEdit::default()
-    };
+    let edit =
+        VersionEdit { next_file: Some(state.next_file().max(next_file)), ..VersionEdit::default() };
     let state = state.apply(&edit).expect("a rising counter contradicts nothing");
     assert!(state.next_file() > seen, "number {seen} would be used again");
     Ok(Found::Database(Box::new(state)))
 }
 
 /// There is no CURRENT: removes what an interrupted creation left, or refuses.
-async fn clear_left_overs(
-    fs: &Fs,
-    dir: &Path,
-    lens: &HashMap<FileName, u64>,
-) -> Result<Found> {
+async fn clear_left_overs(fs: &Fs, dir: &Path, lens: &HashMap<FileName, u64>) -> Result<Found> {
     let left_overs = [FileName::CurrentTemp, FileName::Manifest(FIRST_MANIFEST)];
     let mut other =
         lens.keys().filter(|name| **name != FileName::Lock && !left_overs.contains(*name));

@@ -44,8 +44,11 @@ fn meta_strategy() -> impl Strategy<Value = Arc<TableMeta>> {
 
 fn edit_strategy() -> impl Strategy<Value = VersionEdit> {
     let few = 0..4usize;
-    let wal = (any::<u64>(), any::<u64>(), any::<u8>())
-        .prop_map(|(number, salt, stream)| WalRef { number, salt, stream });
+    let wal = (any::<u64>(), any::<u64>(), any::<u8>()).prop_map(|(number, salt, stream)| WalRef {
+        number,
+        salt,
+        stream,
+    });
     (
         proptest::collection::vec((any::<u8>(), any::<u64>(), meta_strategy()), few.clone()),
         proptest::collection::vec(any::<u64>(), few.clone()),
@@ -56,15 +59,17 @@ fn edit_strategy() -> impl Strategy<Value = VersionEdit> {
         any::<Option<u64>>(),
         any::<Option<u64>>(),
     )
-        .prop_map(|(added, removed, moved, wals, wals_removed, flushed, file, run)| VersionEdit {
-            tables_added: added,
-            tables_removed: removed,
-            tables_moved: moved,
-            wals_added: wals,
-            wals_removed,
-            flushed_seqno: flushed,
-            next_file: file,
-            next_run: run,
+        .prop_map(|(added, removed, moved, wals, wals_removed, flushed, file, run)| {
+            VersionEdit {
+                tables_added: added,
+                tables_removed: removed,
+                tables_moved: moved,
+                wals_added: wals,
+                wals_removed,
+                flushed_seqno: flushed,
+                next_file: file,
+                next_run: run,
+            }
         })
 }
 

@@ -57,8 +57,7 @@ fn read_all(bytes: &[u8]) -> Result<Vec<VersionEdit>> {
 fn edits_come_back_with_their_offsets() {
     let (mut bytes, offsets) = manifest(&edits());
     let read = replay(Path::new("m"), &bytes, ID).unwrap();
-    let expected: Vec<ReadEdit> =
-        offsets.iter().map(|&at| at as u64).zip(edits()).collect();
+    let expected: Vec<ReadEdit> = offsets.iter().map(|&at| at as u64).zip(edits()).collect();
     assert_eq!(read, expected);
     bytes.resize(bytes.len() + 100_000, 0);
     assert_eq!(read_all(&bytes).unwrap(), edits(), "allocated ahead");

@@ -188,7 +188,8 @@ fn orphans_go_and_foreign_files_stay() {
     let (set, _, _names) = bed.open();
     let a = bed.flush(&set, &["a"], 1);
     drop(set);
-    for name in [FileName::Table(90), FileName::Wal(91), FileName::Wal(92), FileName::Manifest(93)] {
+    for name in [FileName::Table(90), FileName::Wal(91), FileName::Wal(92), FileName::Manifest(93)]
+    {
         bed.put(name, b"x");
     }
     bed.put(FileName::CurrentTemp, b"x");
