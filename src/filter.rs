@@ -72,6 +72,12 @@ impl FilterBuilder {
         self.hashes.len()
     }
 
+    /// The size of the encoded filter if it were finished now.
+    pub(crate) fn estimated_bytes(&self, bits_per_key: f64) -> usize {
+        let lines = lines_for(self.hashes.len(), bits_per_key);
+        usize::try_from(lines).map_or(0, |lines| lines * LINE_BYTES + 1)
+    }
+
     /// The encoded filter; empty when `bits_per_key` is 0 or there are no keys.
     pub(crate) fn finish(self, bits_per_key: f64) -> Vec<u8> {
         let lines = lines_for(self.hashes.len(), bits_per_key);

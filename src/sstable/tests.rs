@@ -1,6 +1,5 @@
 //! Tests of tables as a whole: written, opened, looked up, scanned, damaged.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::codec::crc32c_append;
 use crate::error::{Error, Result};
 use crate::filter::{hash_tag, key_hash};
-use crate::key::{SEQNO_MAX, Trailer, ValueKind, compare};
+use crate::key::{Trailer, compare};
 
 use super::reader::Source;
 use super::{Block, Table, TableMeta};
@@ -97,18 +97,7 @@ struct Seen {
 
 impl Seen {
     fn new(number: u64) -> Seen {
-        let meta = TableMeta {
-            number,
-            file_bytes: 0,
-            checksum: 0,
-            entries: 0,
-            tombstones: 0,
-            smallest: Vec::new(),
-            largest: Vec::new(),
-            seqno_min: SEQNO_MAX,
-            seqno_max: 0,
-        };
-        Seen { meta, last: None }
+        Seen { meta: TableMeta::empty(number), last: None }
     }
 
     fn add(&mut self, key: &[u8], trailer: Trailer) -> std::result::Result<(), &'static str> {
@@ -116,16 +105,10 @@ impl Seen {
             Some(last) if compare((&self.meta.largest, last), (key, trailer)).is_ge() => {
                 return Err("data block: its keys do not ascend");
             }
-            Some(_) => {}
-            None => self.meta.smallest = key.to_vec(),
+            _ => {}
         }
         self.last = Some(trailer);
-        self.meta.largest.clear();
-        self.meta.largest.extend_from_slice(key);
-        self.meta.entries += 1;
-        self.meta.tombstones += u64::from(trailer.kind() == ValueKind::Delete);
-        self.meta.seqno_min = self.meta.seqno_min.min(trailer.seqno());
-        self.meta.seqno_max = self.meta.seqno_max.max(trailer.seqno());
+        self.meta.note(key, trailer);
         Ok(())
     }
 
