@@ -87,7 +87,12 @@ impl Error {
         source: impl std::error::Error + Send + Sync + 'static,
     ) -> Self {
         let source: Arc<dyn std::error::Error + Send + Sync> = Arc::new(source);
-        Error(Arc::new(Repr { kind, context: context.into(), location: None, source: Some(source) }))
+        Error(Arc::new(Repr {
+            kind,
+            context: context.into(),
+            location: None,
+            source: Some(source),
+        }))
     }
 
     /// The same failure, told with what it means for the caller.

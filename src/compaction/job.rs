@@ -89,7 +89,7 @@ pub(crate) struct Outcome {
 }
 
 /// Merges the inputs of `choice`, which was picked for `version` or for an earlier one that had the
-/// same input runs: flushes, and merges that the picker allows beside this one, change none of them.
+/// same input runs: flushes, and merges that the picker allows beside this one, leave them alone.
 ///
 /// # Errors
 ///

@@ -1,0 +1,129 @@
+//! Background tasks: how they are started, what their end means, and what they share.
+//!
+//! Invariants:
+//! 1. A task that panics stops writing: the pipeline fails, and nobody waits for it for ever.
+//! 2. All tasks but the trash end after `begin_close`; `close` awaits them.
+//! 3. A failed manifest edit stops writing: what is on disk then is no longer known.
+
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures::channel::mpsc::UnboundedReceiver;
+use futures::{FutureExt, StreamExt};
+use seerdb_io::{Fs, Lane, Task};
+
+use super::stats::{LevelStats, Stats};
+use super::{Core, flush, log_task, merge_task, segments};
+use crate::error::{Error, ErrorKind, Result};
+use crate::filename::FileName;
+use crate::sstable::Table;
+use crate::version::Version;
+use crate::version::edit::VersionEdit;
+
+/// Starts the tasks of an open database.
+pub(super) fn start(core: &Arc<Core>) {
+    let log = log_task::run(core.pipeline.clone(), core.env.clock().clone(), core.metrics.clone());
+    let tasks = vec![
+        spawn(core, Lane::Log, "log", log),
+        spawn(core, Lane::Flush, "segments", segments::run(core.clone())),
+        spawn(core, Lane::Flush, "flush", flush::run(core.clone())),
+        spawn(core, Lane::Compaction, "merge", merge_task::run(core.clone())),
+    ];
+    core.tasks.lock().extend(tasks);
+}
+
+fn spawn<F>(core: &Arc<Core>, lane: Lane, name: &'static str, task: F) -> Task<()>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let shared = core.clone();
+    core.env.spawner().spawn(lane, name, async move {
+        if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
+            let sentence = format!("the background task \"{name}\" panicked");
+            shared.pipeline.fail(&Error::new(ErrorKind::FailStop, sentence));
+            shared.flushed_event.notify(usize::MAX);
+            shared.version_event.notify(usize::MAX);
+            std::panic::resume_unwind(panic);
+        }
+    })
+}
+
+/// Removes retired files until every table and the core are gone.
+pub(super) async fn empty_trash(fs: Fs, dir: PathBuf, mut trash: UnboundedReceiver<FileName>) {
+    while let Some(name) = trash.next().await {
+        remove(&fs, &dir, name).await;
+    }
+}
+
+/// Removes a file that nothing refers to; what stays is an orphan that the next open removes.
+pub(super) async fn remove(fs: &Fs, dir: &std::path::Path, name: FileName) {
+    match fs.remove_file(name.in_dir(dir)).await {
+        Err(error) if !error.is_not_found() => {
+            tracing::warn!(%error, "a file that is no longer needed cannot be removed");
+        }
+        Ok(()) | Err(_) => {}
+    }
+}
+
+impl Core {
+    /// Applies an edit to the manifest and hands the new version to `install` before any other
+    /// edit is applied. A failure stops writing (invariant 3).
+    pub(super) async fn apply(
+        &self,
+        edit: VersionEdit,
+        opened: Vec<Arc<Table>>,
+        install: impl FnOnce(&Arc<Version>),
+    ) -> Result<()> {
+        let applied = self.versions.apply(edit, opened, install).await;
+        if let Err(error) = &applied {
+            self.pipeline.fail(error);
+            self.flushed_event.notify(usize::MAX);
+        }
+        applied?;
+        self.resize_cache();
+        self.version_event.notify(usize::MAX);
+        Ok(())
+    }
+
+    /// The cache has what its share leaves beside the filters and indexes of open tables.
+    pub(super) fn resize_cache(&self) {
+        let resident = self.versions.current().resident_bytes();
+        let share = self.settings.cache_bytes;
+        self.cache.set_capacity(share.saturating_sub(resident).max(share / 16));
+    }
+
+    /// Counters and sizes.
+    pub(super) fn stats(&self) -> Stats {
+        use std::sync::atomic::Ordering::Relaxed;
+        let state = self.read_states.load();
+        let metrics = &self.metrics;
+        let levels = state.version.levels().iter().map(|level| LevelStats {
+            runs: level.runs.len(),
+            tables: level.runs.iter().map(|run| run.tables.len()).sum(),
+            bytes: level.runs.iter().map(|run| run.bytes()).sum(),
+            entries: level.runs.iter().map(|run| run.entries()).sum(),
+        });
+        Stats {
+            commits: metrics.commits.load(Relaxed),
+            visible_seqno: self.pipeline.visible(),
+            durable_seqno: self.pipeline.durable(),
+            log_groups: metrics.log_groups.load(Relaxed),
+            log_bytes: metrics.log_bytes.load(Relaxed),
+            log_syncs: metrics.log_syncs.load(Relaxed),
+            memtables: state.memtables.len(),
+            memtable_bytes: state.memtables.iter().map(|m| m.bytes()).sum(),
+            cache_bytes: self.cache.usage(),
+            cache_hits: self.cache.hits(),
+            cache_misses: self.cache.misses(),
+            table_memory_bytes: state.version.resident_bytes(),
+            flushes: metrics.flushes.load(Relaxed),
+            flushed_bytes: metrics.flushed_bytes.load(Relaxed),
+            compactions: metrics.compactions.load(Relaxed),
+            compacted_bytes: metrics.compacted_bytes.load(Relaxed),
+            stalled_writes: self.throttle.waits(),
+            snapshots: self.snapshots.count(),
+            levels: levels.collect(),
+        }
+    }
+}

@@ -1,0 +1,671 @@
+//! The commit pipeline: seqno -> log -> memtable -> visible.
+//!
+//! A commit takes one short critical section ([`Pipeline::append`]): it reserves seqnos and log
+//! space and copies its record into the log buffer. It then inserts into the memtable without a
+//! lock, still in the same poll, and waits until it is published. The engine's log task (see
+//! [`super::log_task`]) writes and syncs; no caller's task ever leads work that others wait for.
+//!
+//! Two ways to write the log, chosen by the default durability when the database is opened:
+//! - *grouped* (`Synced`): the log task writes groups durably, at most two in flight.
+//! - *cached* (`Written`, `Buffered`): a `Written` commit hands its record to the page cache on
+//!   its own thread inside the critical section: one system call, no hop. A `Synced` one is
+//!   followed by a data sync of the log task.
+//!
+//! Invariants:
+//! 1. Records enter the log in the order of their seqnos. Everything from `append` to the memtable
+//!    insert happens in one poll: dropping the future later cannot leave a commit half done.
+//! 2. A seqno is visible only when all before it are inserted and, as far as they asked for it,
+//!    written or durable.
+//! 3. A memtable holds exactly the seqnos between two seals; seals happen under the same lock.
+//! 4. After a failure nothing is appended, published or sealed any more.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use event_listener::{Event, EventListener};
+use futures::task::AtomicWaker;
+use parking_lot::Mutex;
+use seerdb_io::{AlignedBuf, Clock};
+use smallvec::SmallVec;
+
+use super::state::ReadStates;
+use crate::error::{Error, ErrorKind, Result};
+use crate::filename::FileNumber;
+use crate::key::{SEQNO_MAX, SeqNo};
+use crate::log::segment::Segment;
+use crate::log::writer::{Group, LogBuffer, Payload, segment_bytes_for};
+use crate::memtable::Memtable;
+use crate::options::Durability;
+
+/// A group that has grown to this size is written without waiting for its time.
+const GROUP_BYTES_MAX: usize = 1 << 20;
+/// Buffers above this size are not kept for the next group.
+const SPARE_BYTES_MAX: usize = 4 << 20;
+/// Group writes in flight: the second one overlaps the first one's way to the device and back.
+const IN_FLIGHT_MAX: usize = 2;
+/// How long the log stays idle before a mark says what is durable.
+const MARK_DELAY: Duration = Duration::from_millis(5);
+
+pub(crate) type Wakers = SmallVec<[Waker; 8]>;
+
+/// The pipeline of one open database.
+pub(crate) struct Pipeline {
+    state: Mutex<State>,
+    visible: AtomicU64,
+    durable: AtomicU64,
+    grouped: bool,
+    memtable_bytes: usize,
+    buffered_delay: Duration,
+    clock: Clock,
+    pub(super) read_states: Arc<ReadStates>,
+    /// Wakes the log task.
+    pub(super) log_waker: AtomicWaker,
+    pub(super) log_signal: AtomicBool,
+    /// A segment is ready, or will not be.
+    segment_event: Event,
+    /// A segment is wanted.
+    pub(super) prepare_event: Event,
+    /// A memtable was sealed.
+    pub(super) sealed_event: Event,
+    /// `visible` or `durable` has grown, or never will.
+    progress_event: Event,
+}
+
+struct State {
+    log: LogBuffer,
+    /// Groups of segments that are closed but not yet written (grouped).
+    groups: VecDeque<Group>,
+    /// Closed segments with records that no sync has covered (cached).
+    unsynced: Vec<Arc<Segment>>,
+    next: Next,
+    /// The length that the next segment must have at least.
+    wanted_bytes: u64,
+    pending: VecDeque<Pending>,
+    /// The id of the first pending commit.
+    front: u64,
+    active: Arc<Memtable>,
+    /// The last seqno before the active memtable.
+    active_base: SeqNo,
+    /// Somebody waits for this seqno to be durable.
+    sync_wanted: SeqNo,
+    /// The last seqno in groups that were taken.
+    taken: SeqNo,
+    /// When the oldest record of the group came that nobody waits for.
+    oldest_buffered: Option<Duration>,
+    durable_at: Duration,
+    log_sleeps: bool,
+    failure: Option<Error>,
+    closing: bool,
+    spares: Vec<AlignedBuf>,
+}
+
+/// The segment after the active one.
+enum Next {
+    Wanted,
+    Ready(Arc<Segment>),
+    Failed(Error),
+}
+
+struct Pending {
+    last_seqno: SeqNo,
+    durability: Durability,
+    inserted: bool,
+    waker: Option<Waker>,
+}
+
+/// A commit that is in the log buffer.
+pub(crate) struct Ticket {
+    id: u64,
+    pub(crate) first_seqno: SeqNo,
+    pub(crate) last_seqno: SeqNo,
+    pub(crate) memtable: Arc<Memtable>,
+}
+
+/// Why a commit is not in the log buffer.
+pub(crate) enum Refused {
+    /// Try again when the listener fires: a segment is being prepared.
+    NoSegment(EventListener),
+    /// For good.
+    Error(Error),
+}
+
+/// What the log task has to do.
+pub(crate) enum Work {
+    /// Write a group durably.
+    Write(Group),
+    /// Sync segments; then everything up to the seqno is durable.
+    Sync(Vec<Arc<Segment>>, SeqNo),
+    /// Sleep, until the given time if there is one.
+    Sleep(Option<Duration>),
+    /// The log is closed or has failed.
+    Exit,
+}
+
+/// Where a pipeline begins.
+pub(crate) struct Start {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) last_seqno: SeqNo,
+    pub(crate) active: Arc<Memtable>,
+    pub(crate) grouped: bool,
+    pub(crate) memtable_bytes: usize,
+    pub(crate) buffered_delay: Duration,
+    pub(crate) clock: Clock,
+    pub(crate) read_states: Arc<ReadStates>,
+}
+
+impl Pipeline {
+    pub(crate) fn new(start: Start) -> Self {
+        let last = start.last_seqno;
+        let state = State {
+            log: LogBuffer::new(start.segment, last),
+            groups: VecDeque::new(),
+            unsynced: Vec::new(),
+            next: Next::Wanted,
+            wanted_bytes: 0,
+            pending: VecDeque::new(),
+            front: 0,
+            active: start.active,
+            active_base: last,
+            sync_wanted: last,
+            taken: last,
+            oldest_buffered: None,
+            durable_at: Duration::ZERO,
+            log_sleeps: false,
+            failure: None,
+            closing: false,
+            spares: Vec::new(),
+        };
+        Pipeline {
+            state: Mutex::new(state),
+            visible: AtomicU64::new(last),
+            durable: AtomicU64::new(last),
+            grouped: start.grouped,
+            memtable_bytes: start.memtable_bytes,
+            buffered_delay: start.buffered_delay,
+            clock: start.clock,
+            read_states: start.read_states,
+            log_waker: AtomicWaker::new(),
+            log_signal: AtomicBool::new(false),
+            segment_event: Event::new(),
+            prepare_event: Event::new(),
+            sealed_event: Event::new(),
+            progress_event: Event::new(),
+        }
+    }
+
+    /// The newest seqno that reads may use.
+    pub(crate) fn visible(&self) -> SeqNo {
+        // Order: Acquire pairs with the Release in `publish`: what was inserted before is seen.
+        self.visible.load(Ordering::Acquire)
+    }
+
+    /// The newest seqno that is durable together with all before it.
+    pub(crate) fn durable(&self) -> SeqNo {
+        self.durable.load(Ordering::Acquire)
+    }
+
+    /// Reserves seqnos and log space for a commit of `count` operations and copies its record.
+    pub(crate) fn append(
+        &self,
+        payload: &Payload<'_>,
+        count: u32,
+        durability: Durability,
+    ) -> std::result::Result<Ticket, Refused> {
+        let mut state = self.state.lock();
+        let appended = self.append_locked(&mut state, payload, count, durability);
+        let failed = state.failure.is_some();
+        drop(state);
+        match appended {
+            Ok((ticket, wake)) => {
+                if wake {
+                    self.signal_log();
+                }
+                Ok(ticket)
+            }
+            Err(refused) => {
+                if failed {
+                    self.wake_failed();
+                }
+                Err(refused)
+            }
+        }
+    }
+
+    /// The critical section of `append`; whether to wake the log task.
+    fn append_locked(
+        &self,
+        state: &mut State,
+        payload: &Payload<'_>,
+        count: u32,
+        durability: Durability,
+    ) -> std::result::Result<(Ticket, bool), Refused> {
+        self.check_open(state).map_err(Refused::Error)?;
+        while !state.log.has_room(payload.bytes as usize) {
+            self.rotate_segment(state, payload.bytes as usize)?;
+        }
+        if state.active.bytes() >= self.memtable_bytes {
+            self.seal_active(state);
+        }
+        let first_seqno = state.log.last_seqno() + 1;
+        if first_seqno + u64::from(count) > SEQNO_MAX {
+            let sentence = "the database has used up its seqnos";
+            return Err(Refused::Error(Error::new(ErrorKind::FailStop, sentence)));
+        }
+        state.log.append(payload, count, self.durable());
+        let last_seqno = state.log.last_seqno();
+        let inserted = false;
+        state.pending.push_back(Pending { last_seqno, durability, inserted, waker: None });
+        let id = state.front + state.pending.len() as u64 - 1;
+        let memtable = state.active.clone();
+        let wake = self.schedule(state, durability, last_seqno).map_err(Refused::Error)?;
+        Ok((Ticket { id, first_seqno, last_seqno, memtable }, wake))
+    }
+
+    /// Sees to it that the record just appended is written in time; whether to wake the log task.
+    fn schedule(&self, state: &mut State, durability: Durability, last: SeqNo) -> Result<bool> {
+        let work = match durability {
+            Durability::Buffered => {
+                let first = state.oldest_buffered.is_none();
+                if first {
+                    state.oldest_buffered = Some(self.clock.now());
+                }
+                first || state.log.group_bytes() >= GROUP_BYTES_MAX
+            }
+            Durability::Written if !self.grouped => {
+                self.write_cached(state)?;
+                false
+            }
+            Durability::Written | Durability::Synced => {
+                if !self.grouped {
+                    self.write_cached(state)?;
+                }
+                state.sync_wanted = last;
+                true
+            }
+        };
+        Ok(work && std::mem::take(&mut state.log_sleeps))
+    }
+
+    fn write_cached(&self, state: &mut State) -> Result<()> {
+        state.oldest_buffered = None;
+        state.log.write_cached().map_err(|cause| {
+            self.fail_locked(state, &cause);
+            indeterminate(&cause)
+        })
+    }
+
+    pub(super) fn signal_log(&self) {
+        if !self.log_signal.swap(true, Ordering::SeqCst) {
+            self.log_waker.wake();
+        }
+    }
+
+    fn check_open(&self, state: &State) -> Result<()> {
+        match &state.failure {
+            Some(cause) => Err(cause.clone()),
+            None if state.closing => Err(Error::closed()),
+            None => Ok(()),
+        }
+    }
+
+    /// Goes on in the next segment, if there is one.
+    fn rotate_segment(
+        &self,
+        state: &mut State,
+        payload_bytes: usize,
+    ) -> std::result::Result<(), Refused> {
+        state.wanted_bytes = segment_bytes_for(payload_bytes);
+        match std::mem::replace(&mut state.next, Next::Wanted) {
+            Next::Wanted => {
+                let listener = self.segment_event.listen();
+                self.prepare_event.notify(1);
+                Err(Refused::NoSegment(listener))
+            }
+            Next::Failed(error) => {
+                // This commit is refused before it entered the log; the next one finds out
+                // whether preparing works again.
+                self.prepare_event.notify(1);
+                Err(Refused::Error(error))
+            }
+            Next::Ready(segment) => {
+                if self.grouped {
+                    let spare = state.spares.pop().unwrap_or_default();
+                    if let Some(group) = state.log.take_group(spare) {
+                        state.taken = group.last_seqno;
+                        state.oldest_buffered = None;
+                        state.groups.push_back(group);
+                    }
+                } else {
+                    self.write_cached(state).map_err(Refused::Error)?;
+                }
+                let closed = state.log.rotate(segment);
+                if !self.grouped {
+                    state.unsynced.push(closed);
+                }
+                self.prepare_event.notify(1);
+                self.signal_log();
+                Ok(())
+            }
+        }
+    }
+
+    /// The length of the segment to prepare next, if one is wanted now.
+    pub(crate) fn segment_wanted(&self) -> Option<u64> {
+        let state = self.state.lock();
+        let wanted = matches!(state.next, Next::Wanted | Next::Failed(_));
+        (wanted && state.failure.is_none() && !state.closing).then_some(state.wanted_bytes)
+    }
+
+    /// The segment is prepared, or could not be.
+    pub(crate) fn segment_prepared(&self, outcome: Result<Arc<Segment>>) {
+        let mut state = self.state.lock();
+        state.next = match outcome {
+            Ok(segment) => Next::Ready(segment),
+            Err(error) => Next::Failed(error),
+        };
+        drop(state);
+        self.segment_event.notify(usize::MAX);
+    }
+
+    /// Seals the active memtable if it has anything; the last seqno that must be flushed then.
+    pub(crate) fn seal(&self) -> Result<SeqNo> {
+        let mut state = self.state.lock();
+        self.check_open(&state)?;
+        if state.log.last_seqno() > state.active_base {
+            self.seal_active(&mut state);
+        }
+        Ok(state.active_base)
+    }
+
+    fn seal_active(&self, state: &mut State) {
+        let last = state.log.last_seqno();
+        assert!(last > state.active_base, "an empty memtable is never sealed");
+        state.active.seal(last);
+        state.active_base = last;
+        let fresh = Arc::new(Memtable::new(state.log.segment().id.number));
+        state.active = fresh.clone();
+        self.read_states.seal(fresh);
+        self.sealed_event.notify(usize::MAX);
+    }
+
+    /// The caller has inserted the commit: publishes what can be, and says whether it is done.
+    pub(crate) fn finish(&self, ticket: &Ticket, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        let mut wakers = Wakers::new();
+        let mut state = self.state.lock();
+        let index = usize::try_from(ticket.id - state.front).expect("the queue fits memory");
+        let pending = state.pending.get_mut(index).expect("a commit is published once inserted");
+        pending.inserted = true;
+        if index == 0 {
+            self.publish(&mut state, &mut wakers);
+        }
+        let poll = poll_published(&mut state, ticket.id, cx);
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+        poll
+    }
+
+    /// Whether the commit is published, for later polls.
+    pub(crate) fn poll_done(&self, ticket: &Ticket, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        poll_published(&mut self.state.lock(), ticket.id, cx)
+    }
+
+    /// Makes visible what can be (invariant 2).
+    fn publish(&self, state: &mut State, wakers: &mut Wakers) {
+        if state.failure.is_some() {
+            return;
+        }
+        let durable = self.durable();
+        let mut visible = None;
+        while let Some(front) = state.pending.front() {
+            let safe = match front.durability {
+                Durability::Buffered => true,
+                Durability::Written => !self.grouped || front.last_seqno <= durable,
+                Durability::Synced => front.last_seqno <= durable,
+            };
+            if !(front.inserted && safe) {
+                break;
+            }
+            visible = Some(front.last_seqno);
+            let published = state.pending.pop_front();
+            wakers.extend(published.and_then(|p| p.waker));
+            state.front += 1;
+        }
+        if let Some(visible) = visible {
+            // Order: Release, see `visible`.
+            self.visible.store(visible, Ordering::Release);
+            self.progress_event.notify(usize::MAX);
+        }
+    }
+
+    /// Stops writing for good; the first failure is the one that is told.
+    pub(crate) fn fail(&self, cause: &Error) {
+        let mut state = self.state.lock();
+        self.fail_locked(&mut state, cause);
+        drop(state);
+        self.wake_failed();
+    }
+
+    /// Lets everybody who waits find the failure.
+    fn wake_failed(&self) {
+        let mut state = self.state.lock();
+        let wakers: Wakers = state.pending.iter_mut().filter_map(|p| p.waker.take()).collect();
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+        self.notify_all();
+    }
+
+    fn fail_locked(&self, state: &mut State, cause: &Error) {
+        if state.failure.is_none() {
+            tracing::error!(%cause, "writing has stopped; reopen the database");
+            let sentence = "writing has stopped after a failure; reopen the database";
+            state.failure = Some(cause.with_kind(ErrorKind::FailStop, sentence));
+        }
+    }
+
+    /// Turns new commits away; the log task writes what is in the log and ends.
+    pub(crate) fn close(&self) {
+        let mut state = self.state.lock();
+        state.closing = true;
+        state.sync_wanted = state.log.last_seqno();
+        drop(state);
+        self.notify_all();
+    }
+
+    fn notify_all(&self) {
+        self.signal_log();
+        self.segment_event.notify(usize::MAX);
+        self.prepare_event.notify(usize::MAX);
+        self.sealed_event.notify(usize::MAX);
+        self.progress_event.notify(usize::MAX);
+    }
+
+    /// The failure that stopped writing, if any.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        self.state.lock().failure.clone()
+    }
+
+    /// Resolves when `visible` has reached `seqno`.
+    pub(crate) async fn wait_visible(&self, seqno: SeqNo) -> Result<()> {
+        self.wait_progress(|| self.visible() >= seqno).await
+    }
+
+    /// Asks for a sync and resolves when `seqno` is durable.
+    pub(crate) async fn wait_durable(&self, seqno: SeqNo) -> Result<()> {
+        {
+            let mut state = self.state.lock();
+            let last = state.log.last_seqno();
+            if seqno > last {
+                let sentence = format!("seqno {seqno} was never given out, the last is {last}");
+                return Err(Error::invalid(sentence));
+            }
+            state.sync_wanted = state.sync_wanted.max(seqno);
+        }
+        self.signal_log();
+        self.wait_progress(|| self.durable() >= seqno).await
+    }
+
+    async fn wait_progress(&self, reached: impl Fn() -> bool) -> Result<()> {
+        loop {
+            let listener = self.progress_event.listen();
+            if reached() {
+                return Ok(());
+            }
+            if let Some(failure) = self.failure() {
+                return Err(failure);
+            }
+            listener.await;
+        }
+    }
+
+    /// What the log task shall do now, with `in_flight` writes or syncs under way.
+    pub(crate) fn next_work(&self, in_flight: usize) -> Work {
+        let mut state = self.state.lock();
+        state.log_sleeps = false;
+        if state.failure.is_some() {
+            return Work::Exit;
+        }
+        let now = self.clock.now();
+        let (work, room) = if self.grouped {
+            (self.next_group(&mut state, in_flight, now), in_flight < IN_FLIGHT_MAX)
+        } else {
+            (self.next_sync(&mut state, in_flight, now), in_flight == 0)
+        };
+        // Without room for more in flight, the next completion asks again anyway.
+        state.log_sleeps = room && matches!(work, Work::Sleep(_));
+        work
+    }
+
+    /// When a buffered record is due, if there is one.
+    fn buffered_due(&self, state: &State) -> Option<Duration> {
+        state.oldest_buffered.map(|since| since + self.buffered_delay)
+    }
+
+    fn group_due(&self, state: &State, now: Duration) -> bool {
+        !state.log.is_empty()
+            && (state.closing
+                || state.sync_wanted > state.taken
+                || state.log.group_bytes() >= GROUP_BYTES_MAX
+                || self.buffered_due(state).is_some_and(|due| due <= now))
+    }
+
+    /// The next step when the log is idle: write a mark, wait for its time, or end.
+    fn idle(&self, state: &mut State, now: Duration) -> std::result::Result<(), Work> {
+        let durable = self.durable();
+        if state.log.stamped() < durable {
+            let due = state.durable_at + MARK_DELAY;
+            if !state.closing && now < due {
+                return Err(Work::Sleep(Some(due)));
+            }
+            if state.log.append_mark(durable) {
+                return Ok(());
+            }
+        }
+        Err(if state.closing { Work::Exit } else { Work::Sleep(None) })
+    }
+
+    fn next_group(&self, state: &mut State, in_flight: usize, now: Duration) -> Work {
+        if in_flight >= IN_FLIGHT_MAX {
+            return Work::Sleep(None);
+        }
+        if let Some(group) = state.groups.pop_front() {
+            return Work::Write(group);
+        }
+        if !self.group_due(state, now) {
+            if !state.log.is_empty() || in_flight > 0 {
+                return Work::Sleep(self.buffered_due(state));
+            }
+            if let Err(work) = self.idle(state, now) {
+                return work;
+            }
+        }
+        state.oldest_buffered = None;
+        let spare = state.spares.pop().unwrap_or_default();
+        let group = state.log.take_group(spare).expect("a group that is due has a record");
+        state.taken = group.last_seqno;
+        Work::Write(group)
+    }
+
+    fn next_sync(&self, state: &mut State, in_flight: usize, now: Duration) -> Work {
+        if self.group_due(state, now) && self.write_cached(state).is_err() {
+            return Work::Exit;
+        }
+        if in_flight > 0 {
+            return Work::Sleep(self.buffered_due(state));
+        }
+        if state.sync_wanted <= self.durable() {
+            if !state.log.is_empty() {
+                return Work::Sleep(self.buffered_due(state));
+            }
+            if let Err(work) = self.idle(state, now) {
+                return work;
+            }
+            if self.write_cached(state).is_err() {
+                return Work::Exit;
+            }
+            // The sync of a mark proves nothing new: counting it would ask for another mark.
+            return Work::Sync(vec![state.log.segment().clone()], self.durable());
+        }
+        if self.write_cached(state).is_err() {
+            return Work::Exit;
+        }
+        let mut segments = std::mem::take(&mut state.unsynced);
+        segments.push(state.log.segment().clone());
+        state.taken = state.log.last_seqno();
+        Work::Sync(segments, state.taken)
+    }
+
+    /// Everything up to `seqno` is durable; `buf` may serve again.
+    pub(crate) fn made_durable(&self, seqno: SeqNo, buf: Option<AlignedBuf>) {
+        let mut wakers = Wakers::new();
+        let mut state = self.state.lock();
+        if seqno > self.durable() {
+            // Order: Release pairs with the Acquire of `durable`.
+            self.durable.store(seqno, Ordering::Release);
+            state.durable_at = self.clock.now();
+        }
+        if let Some(buf) = buf.filter(|b| b.capacity() <= SPARE_BYTES_MAX) {
+            state.spares.push(buf);
+        }
+        self.publish(&mut state, &mut wakers);
+        drop(state);
+        self.progress_event.notify(usize::MAX);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// The log task has ended: what is not durable now never will be.
+    pub(super) fn log_ended(&self) {
+        let mut state = self.state.lock();
+        if state.failure.is_none() && self.durable() < state.log.last_seqno() {
+            self.fail_locked(&mut state, &Error::closed());
+        }
+        drop(state);
+        self.wake_failed();
+    }
+
+    /// Forgets closed segments below `first_live`: their records are in tables.
+    pub(crate) fn retire_segments(&self, first_live: FileNumber) {
+        self.state.lock().unsynced.retain(|s| s.id.number >= first_live);
+    }
+}
+
+fn poll_published(state: &mut State, id: u64, cx: &mut Context<'_>) -> Poll<Result<()>> {
+    if id < state.front {
+        return Poll::Ready(Ok(()));
+    }
+    if let Some(cause) = &state.failure {
+        return Poll::Ready(Err(indeterminate(cause)));
+    }
+    let index = usize::try_from(id - state.front).expect("the queue fits memory");
+    if let Some(pending) = state.pending.get_mut(index) {
+        pending.waker = Some(cx.waker().clone());
+    }
+    Poll::Pending
+}
+
+fn indeterminate(cause: &Error) -> Error {
+    let sentence = "the commit may or may not survive; reopen the database and look";
+    cause.with_kind(ErrorKind::Indeterminate, sentence)
+}

@@ -1,0 +1,339 @@
+//! The database handle and what all its parts share.
+//!
+//! Invariants:
+//! 1. User handles hold a [`Handle`], background tasks hold the [`Core`]: when the last user
+//!    handle goes, the engine closes itself on its own threads, and nothing blocks the dropper.
+//! 2. The directory stays locked until the last background task has ended.
+
+mod background;
+mod commit;
+mod flush;
+mod log_task;
+mod merge_task;
+mod open;
+mod read;
+mod segments;
+mod snapshot;
+mod state;
+mod stats;
+mod stream;
+mod throttle;
+mod write;
+
+use std::ops::RangeBounds;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use event_listener::Event;
+use parking_lot::Mutex;
+use seerdb_io::{Env, IoBackend, LockFile, Task};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::SeqNo;
+use crate::options::{DBOptions, Settings};
+use crate::snapshot::Registry;
+use crate::sstable::BlockCache;
+use crate::version::set::VersionSet;
+use commit::Pipeline;
+use segments::Segments;
+use state::ReadStates;
+use stats::Metrics;
+use throttle::Throttle;
+
+pub use read::{Get, GetFuture};
+pub use snapshot::Snapshot;
+pub use stats::{LevelStats, Pressure, Stats};
+pub use stream::RangeStream;
+pub use write::{Batch, BatchCommit, IntoValue, Write, WriteFuture};
+
+/// An open database. A clone is another handle to the same database; any task may use any handle.
+///
+/// ```
+/// # futures::executor::block_on(async {
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let path = dir.path().join("db");
+/// let db = seerdb::DB::open(path).await?;
+/// db.put(b"key1", b"value1").await?;
+/// assert_eq!(db.get(b"key1").await?.as_deref(), Some(b"value1".as_slice()));
+/// db.delete(b"key1").await?;
+/// assert_eq!(db.get(b"key1").await?, None);
+/// db.close().await
+/// # }).unwrap();
+/// ```
+#[derive(Clone)]
+pub struct DB {
+    handle: Arc<Handle>,
+}
+
+/// Closes the engine when the last user handle goes.
+struct Handle {
+    core: Arc<Core>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.core.begin_close();
+    }
+}
+
+/// What the handles and the background tasks share.
+pub(crate) struct Core {
+    pub(crate) env: Env,
+    pub(crate) dir: PathBuf,
+    pub(crate) settings: Settings,
+    pub(crate) read_states: Arc<ReadStates>,
+    pub(crate) pipeline: Arc<Pipeline>,
+    pub(crate) versions: VersionSet,
+    pub(crate) cache: Arc<BlockCache>,
+    pub(crate) snapshots: Arc<Registry>,
+    pub(crate) throttle: Arc<Throttle>,
+    pub(crate) metrics: Arc<Metrics>,
+    segments: Segments,
+    closed: AtomicBool,
+    /// A memtable was flushed, or its flush failed.
+    flushed_event: Event,
+    /// A version was installed.
+    version_event: Event,
+    /// Why the last flush failed, until one succeeds.
+    flush_error: Mutex<Option<Error>>,
+    /// Why the last merge failed, until one succeeds.
+    merge_error: Mutex<Option<Error>>,
+    tasks: Mutex<Vec<Task<()>>>,
+    lock: Mutex<Option<LockFile>>,
+}
+
+impl Core {
+    /// Refuses calls on a closed database.
+    pub(crate) fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Relaxed) { Err(Error::closed()) } else { Ok(()) }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    /// Turns new calls away and sends the background tasks home; whether this call did it.
+    fn begin_close(&self) -> bool {
+        if self.closed.swap(true, Ordering::SeqCst) {
+            return false;
+        }
+        self.throttle.refuse(&Error::closed());
+        self.pipeline.close();
+        self.flushed_event.notify(usize::MAX);
+        self.version_event.notify(usize::MAX);
+        true
+    }
+}
+
+impl DB {
+    /// Opens the database in the directory `path` with default options, creating it if need be.
+    ///
+    /// # Errors
+    ///
+    /// - `Locked`: another handle, in this process or another, has the directory open.
+    /// - `Corruption`: something that was durable cannot be read back; the error names the file
+    ///   and the offset. Nothing was changed.
+    /// - `NotSupported`: a newer version of seerdb wrote the database.
+    /// - `Io`, `NoSpace`: the system refused; among others a missing parent directory.
+    ///
+    /// # Durability
+    ///
+    /// Everything that was acknowledged as durable is there when this resolves, or the open fails.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future releases the directory; opening again starts over.
+    pub async fn open(path: impl AsRef<Path>) -> Result<DB> {
+        DBOptions::default().open(path).await
+    }
+
+    fn core(&self) -> &Arc<Core> {
+        &self.handle.core
+    }
+
+    /// Sets `key` to `value`. Awaiting the result resolves to the seqno of the write; see
+    /// [`Write::durability`] for the options of one call.
+    ///
+    /// # Errors
+    ///
+    /// - `InvalidArgument`: a limit was exceeded.
+    /// - `NoSpace`: the disk is full. Nothing was changed; the write may be retried later.
+    /// - `FailStop`: an earlier failure stopped writing; reopen. Nothing was changed.
+    /// - `Indeterminate`: the log failed with this write in it; it may or may not survive.
+    /// - `Closed`.
+    ///
+    /// # Durability
+    ///
+    /// As the database's [`crate::Durability`], or the call's own. A durable write makes all
+    /// earlier ones durable.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future before its first poll, or while it waits for memory, does nothing.
+    /// Afterwards the write takes place as if it had been awaited.
+    pub fn put(&self, key: impl AsRef<[u8]>, value: impl IntoValue) -> Write {
+        Write::put(self, key.as_ref(), value.into_value())
+    }
+
+    /// As [`DB::put`], but where that would wait for memory this fails with `WouldStall`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`DB::put`]; `WouldStall` when the write would have to wait for a flush.
+    ///
+    /// # Cancel safety
+    ///
+    /// As for [`DB::put`].
+    pub fn try_put(&self, key: impl AsRef<[u8]>, value: impl IntoValue) -> Write {
+        self.put(key, value).without_waiting()
+    }
+
+    /// Removes `key`; removing a missing key is fine.
+    ///
+    /// # Errors
+    ///
+    /// As for [`DB::put`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As for [`DB::put`].
+    pub fn delete(&self, key: impl AsRef<[u8]>) -> Write {
+        Write::delete(self, key.as_ref())
+    }
+
+    /// An empty batch; see [`Batch`].
+    pub fn batch(&self) -> Batch {
+        Batch::new(self)
+    }
+
+    /// The newest value of `key`. A hit in memory resolves on the first poll and allocates
+    /// nothing. The value shares the memory of the block or memtable entry it was found in.
+    ///
+    /// # Errors
+    ///
+    /// - `Corruption`: the bytes on disk are damaged; other keys stay readable.
+    /// - `Io`: the system refused a read.
+    /// - `InvalidArgument`: the key is above its limit.
+    /// - `Closed`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub fn get<K: AsRef<[u8]>>(&self, key: K) -> Get<'_, K> {
+        Get::new(self, key, None)
+    }
+
+    /// A stream over the keys of `range`, as they are now.
+    pub fn range<K: AsRef<[u8]>, R: RangeBounds<K>>(&self, range: R) -> RangeStream {
+        RangeStream::new(self, self.core().pin_visible(), range)
+    }
+
+    /// A stream over the keys that begin with `prefix`, as they are now.
+    pub fn prefix(&self, prefix: impl AsRef<[u8]>) -> RangeStream {
+        RangeStream::prefix(self, self.core().pin_visible(), prefix.as_ref())
+    }
+
+    /// A stream over all keys, as they are now.
+    pub fn iter(&self) -> RangeStream {
+        RangeStream::new::<&[u8], _>(self, self.core().pin_visible(), ..)
+    }
+
+    /// A view of the database as it is now.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot::new(self)
+    }
+
+    /// The newest seqno that is durable together with all before it.
+    pub fn durable_seqno(&self) -> SeqNo {
+        self.core().pipeline.durable()
+    }
+
+    /// Resolves when `seqno`, and all before it, are durable. The sync is started at once.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidArgument` for a seqno that was never given out; `FailStop` when the log has failed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future does not stop the sync.
+    pub async fn wait_durable(&self, seqno: SeqNo) -> Result<()> {
+        self.core().pipeline.wait_durable(seqno).await
+    }
+
+    /// How hard writers press against the memory for unflushed data.
+    pub fn pressure(&self) -> Pressure {
+        Pressure { level: self.core().throttle.level() }
+    }
+
+    /// Which file backend serves, and why.
+    pub fn io_backend(&self) -> IoBackend {
+        self.core().env.io_backend().clone()
+    }
+
+    /// Writes all memtables to tables.
+    ///
+    /// # Errors
+    ///
+    /// What the flush failed with; it is repeated in the background.
+    ///
+    /// # Durability
+    ///
+    /// Everything visible when this was called is durable when it resolves.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future does not stop the flush.
+    pub async fn flush(&self) -> Result<()> {
+        let core = self.core();
+        core.check_open()?;
+        let upto = core.pipeline.seal()?;
+        core.wait_flushed(upto).await
+    }
+
+    /// Closes the database for all handles: what is in the log becomes durable, background work
+    /// ends, and the directory may be opened again. Unflushed memtables are read back from the
+    /// log by the next open.
+    ///
+    /// # Errors
+    ///
+    /// `FailStop` when writing had failed before; `Closed` when the database was closed already.
+    ///
+    /// # Durability
+    ///
+    /// Every write that resolved is durable when this resolves with `Ok`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves the closing to the engine's own threads.
+    pub async fn close(&self) -> Result<()> {
+        let core = self.core();
+        if !core.begin_close() {
+            return Err(Error::closed());
+        }
+        let tasks = std::mem::take(&mut *core.tasks.lock());
+        for task in tasks {
+            if let Err(panicked) = task.await {
+                let sentence = "a background task ended with a panic";
+                return Err(Error::caused(ErrorKind::FailStop, sentence, panicked));
+            }
+        }
+        drop(core.lock.lock().take());
+        match core.pipeline.failure() {
+            Some(failure) => Err(failure),
+            None => Ok(()),
+        }
+    }
+
+    /// Counters and sizes.
+    pub fn stats(&self) -> Stats {
+        self.core().stats()
+    }
+}
+
+impl std::fmt::Debug for DB {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DB").field("dir", &self.core().dir).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,292 @@
+//! Opening: lock, recover, clean up, start the tasks, in that order.
+//!
+//! Invariants:
+//! 1. Until the edit that ends the recovery is in force, nothing on disk has changed but for new
+//!    files that nothing refers to: a crash, or a failure, leaves the next open the same work.
+//! 2. After the recovery every commit of the log is in a table and no old segment is referred to:
+//!    a torn tail is decided once, and new records never follow it.
+//! 3. Memory during the replay stays within one memtable and one record.
+
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use event_listener::Event;
+use futures::channel::mpsc;
+use futures::future::{Either, select};
+use parking_lot::Mutex;
+use seerdb_io::{Env, EnvOptions, Lane, LockFile};
+
+use super::background;
+use super::commit::{Pipeline, Start};
+use super::segments::{self, Segments, naming};
+use super::state::ReadStates;
+use super::stats::Metrics;
+use super::throttle::Throttle;
+use super::{Core, DB, Handle};
+use crate::batch;
+use crate::compaction::job::{self, Context};
+use crate::compaction::policy::Shape;
+use crate::error::{Error, ErrorKind, Result};
+use crate::filename::FileName;
+use crate::filter::key_hash;
+use crate::iter::Direction;
+use crate::key::{SeqNo, Trailer};
+use crate::log::replay::{self, SegmentRef};
+use crate::memtable::{MemSource, Memtable};
+use crate::options::{DBOptions, Durability, Settings};
+use crate::record::{FileId, Header};
+use crate::snapshot::Registry;
+use crate::sstable::{BlockCache, Table, TableMeta};
+use crate::version::RunId;
+use crate::version::edit::VersionEdit;
+use crate::version::set::VersionSet;
+
+impl DBOptions {
+    /// Opens the database in the directory `path`. The options may be used again.
+    ///
+    /// # Errors
+    ///
+    /// As for [`DB::open`]; `InvalidArgument` when an option is out of range or contradicts
+    /// another.
+    ///
+    /// # Durability
+    ///
+    /// As for [`DB::open`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As for [`DB::open`].
+    ///
+    /// ```
+    /// # futures::executor::block_on(async {
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let path = dir.path().join("db");
+    /// let options = seerdb::DBOptions::default()
+    ///     .durability(seerdb::Durability::Written)
+    ///     .memory_budget(64 << 20);
+    /// let db = options.open(path).await?;
+    /// # db.close().await }).unwrap();
+    /// ```
+    pub async fn open(&self, path: impl AsRef<Path>) -> Result<DB> {
+        let settings = self.validate()?;
+        let dir = path.as_ref().to_path_buf();
+        let env = match &settings.env {
+            Some(env) => env.clone(),
+            None => start_env(&settings)?,
+        };
+        tracing::debug!(backend = %env.io_backend(), "opening {}", dir.display());
+        let lock = lock(&env, &dir, &settings).await?;
+        let core = recover(env, dir, settings, lock).await?;
+        background::start(&core);
+        Ok(DB { handle: Arc::new(Handle { core }) })
+    }
+}
+
+fn start_env(settings: &Settings) -> Result<Env> {
+    let options = EnvOptions { backend: settings.io_backend };
+    Env::new(&options).map_err(|error| {
+        let sentence = "the file backend that was asked for cannot be used";
+        Error::caused(ErrorKind::NotSupported, sentence, error)
+    })
+}
+
+/// Creates the directory if it may, and locks it.
+async fn lock(env: &Env, dir: &Path, settings: &Settings) -> Result<LockFile> {
+    let fs = env.fs();
+    if settings.create_if_missing {
+        fs.create_dir(dir).await?;
+        if let Some(parent) = dir.parent() {
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            fs.sync_dir(parent).await?;
+        }
+    } else {
+        let names = fs.list_dir(dir).await?;
+        let current = FileName::Current.to_string();
+        if !names.iter().any(|entry| entry.name == *current) {
+            let sentence = format!("there is no database in {}", dir.display());
+            return Err(Error::invalid(sentence));
+        }
+    }
+    match fs.lock(FileName::Lock.in_dir(dir)).await? {
+        Some(lock) => Ok(lock),
+        None => {
+            let sentence = format!("{} is open already, here or elsewhere", dir.display());
+            Err(Error::new(ErrorKind::Locked, sentence))
+        }
+    }
+}
+
+/// Brings the database to life, up to the start of its tasks.
+async fn recover(env: Env, dir: PathBuf, settings: Settings, lock: LockFile) -> Result<Arc<Core>> {
+    let (trash, trash_receiver) = mpsc::unbounded();
+    let (versions, recovered) = VersionSet::open(&env, &dir, &settings, trash).await?;
+    let mut replayer = Replayer::new(&env, &dir, &settings, &versions);
+    let refs: Vec<SegmentRef> = recovered
+        .wals
+        .iter()
+        .map(|wal| SegmentRef {
+            id: FileId { number: wal.number, salt: wal.salt },
+            stream: wal.stream,
+        })
+        .collect();
+    let replayed =
+        replay::replay(&env, &dir, &refs, recovered.flushed_seqno, &mut replayer).await?;
+    replayer.flush().await?;
+    let (tables_added, opened) = (replayer.added, replayer.opened);
+    tracing::info!(
+        created = recovered.created,
+        commits = replayed.commits,
+        torn = replayed.torn,
+        "recovered {}",
+        dir.display()
+    );
+    let segments = Segments::new(&settings);
+    let segment = segments::first(&env, &dir, &segments, versions.new_file_number()).await?;
+    let edit = VersionEdit {
+        tables_added,
+        wals_added: vec![naming(&segment)],
+        wals_removed: recovered.wals.iter().map(|wal| wal.number).collect(),
+        flushed_seqno: Some(replayed.last_seqno),
+        ..VersionEdit::default()
+    };
+    versions.apply(edit, opened, |_| ()).await?;
+    versions.remove_orphans(&[segment.id.number]).await?;
+    let trash = background::empty_trash(env.fs().clone(), dir.clone(), trash_receiver);
+    drop(env.spawner().spawn(Lane::Flush, "trash", trash));
+
+    let active = Arc::new(Memtable::new(segment.id.number));
+    let read_states = Arc::new(ReadStates::new(active.clone(), versions.current()));
+    let pipeline = Pipeline::new(Start {
+        segment,
+        last_seqno: replayed.last_seqno,
+        active,
+        grouped: settings.durability == Durability::Synced,
+        memtable_bytes: settings.memtable_bytes,
+        buffered_delay: settings.buffered_delay,
+        clock: env.clock().clone(),
+        read_states: read_states.clone(),
+    });
+    let core = Arc::new(Core {
+        cache: Arc::new(BlockCache::new(settings.cache_bytes)),
+        // One memtable beyond this is being freed while its flush gives the credits back.
+        throttle: Throttle::new(settings.memtable_bytes.saturating_mul(2)),
+        env,
+        dir,
+        settings,
+        read_states,
+        pipeline: Arc::new(pipeline),
+        versions,
+        snapshots: Arc::new(Registry::default()),
+        metrics: Arc::new(Metrics::default()),
+        segments,
+        closed: AtomicBool::new(false),
+        flushed_event: Event::new(),
+        version_event: Event::new(),
+        flush_error: Mutex::new(None),
+        merge_error: Mutex::new(None),
+        tasks: Mutex::new(Vec::new()),
+        lock: Mutex::new(Some(lock)),
+    });
+    core.resize_cache();
+    Ok(core)
+}
+
+/// Collects replayed commits in a memtable and writes it out whenever it is full.
+struct Replayer<'a> {
+    env: &'a Env,
+    dir: &'a Path,
+    settings: &'a Settings,
+    versions: &'a VersionSet,
+    filter_bits: f64,
+    memtable: Arc<Memtable>,
+    last_seqno: SeqNo,
+    /// The runs written so far, oldest first.
+    added: Vec<(u8, RunId, Arc<TableMeta>)>,
+    opened: Vec<Arc<Table>>,
+}
+
+impl<'a> Replayer<'a> {
+    fn new(env: &'a Env, dir: &'a Path, settings: &'a Settings, versions: &'a VersionSet) -> Self {
+        let last_level = versions.current().last_level();
+        Replayer {
+            env,
+            dir,
+            settings,
+            versions,
+            filter_bits: Shape::new(settings).filter_bits_for(0, last_level),
+            memtable: Arc::new(Memtable::new(0)),
+            last_seqno: 0,
+            added: Vec::new(),
+            opened: Vec::new(),
+        }
+    }
+
+    async fn flush(&mut self) -> Result<()> {
+        let full = std::mem::replace(&mut self.memtable, Arc::new(Memtable::new(0)));
+        if full.entries() == 0 {
+            return Ok(());
+        }
+        let mut source = MemSource::new(&full, Direction::Forward);
+        let fs = self.env.fs();
+        let (dir, versions, settings) = (self.dir, self.versions, self.settings);
+        let snapshots = vec![self.last_seqno];
+        let context = Context::new(fs, dir, versions, settings, snapshots, &|_| ());
+        let outcome = job::write_level_0(&context, &mut source, self.filter_bits).await?;
+        self.added.extend(outcome.edit.tables_added);
+        self.opened.extend(outcome.opened);
+        Ok(())
+    }
+}
+
+impl replay::Sink for Replayer<'_> {
+    fn commit(&mut self, header: &Header, payload: &[u8], path: &Path, offset: u64) -> Result<()> {
+        let ops = batch::decode(payload)
+            .filter(|ops| ops.len() as u64 == u64::from(header.count))
+            .ok_or_else(|| Error::corruption(path, offset, "a commit cannot be decoded"))?;
+        for (seqno, op) in (header.first_seqno..).zip(ops) {
+            let hash = key_hash(&op.key);
+            self.memtable.insert(op.key, hash, Trailer::new(seqno, op.kind), op.value);
+        }
+        self.last_seqno = header.last_seqno();
+        Ok(())
+    }
+
+    async fn breathe(&mut self) -> Result<()> {
+        if self.memtable.bytes() >= self.settings.memtable_bytes {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+}
+
+impl Core {
+    /// What a flush or a merge works with, from now on: its inputs must be fixed already.
+    pub(super) fn job_context<'a>(
+        &'a self,
+        progress: &'a (dyn Fn(u64) + Send + Sync),
+    ) -> Context<'a> {
+        let strata = self.snapshots.strata(|| self.pipeline.visible());
+        let fs = self.env.fs();
+        Context::new(fs, &self.dir, &self.versions, &self.settings, strata, progress)
+    }
+
+    /// Runs a job until it ends or the database is closed; what it leaves is removed by the next
+    /// open.
+    pub(super) async fn unless_closed<T>(&self, job: impl Future<Output = Result<T>>) -> Result<T> {
+        let closed = async {
+            loop {
+                let listener = self.version_event.listen();
+                if self.is_closed() {
+                    return;
+                }
+                listener.await;
+            }
+        };
+        match select(pin!(job), pin!(closed)).await {
+            Either::Left((outcome, _)) => outcome,
+            Either::Right(_) => Err(Error::closed()),
+        }
+    }
+}

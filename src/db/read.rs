@@ -1,0 +1,223 @@
+//! Point reads: memtables, then the runs of the version, newest data first.
+//!
+//! Invariants:
+//! 1. The first poll does all the work that memory can answer, and allocates nothing then.
+//! 2. The runs of a version are walked newest first; the first version of the key that the seqno
+//!    may see is the answer, a tombstone included.
+//! 3. A read that waits for the disk keeps the state it began with: what a merge removes
+//!    meanwhile stays readable for it.
+
+use std::future::{Future, IntoFuture};
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+
+use super::state::ReadState;
+use super::{Core, DB};
+use crate::error::Result;
+use crate::filter::key_hash;
+use crate::key::{SeqNo, Trailer, ValueKind, check_key};
+use crate::snapshot::Pin as SeqnoPin;
+use crate::sstable::Lookup;
+
+/// A get, ready to be awaited; made by [`DB::get`] and [`crate::Snapshot::get`].
+#[must_use = "a get does nothing until it is awaited"]
+pub struct Get<'a, K> {
+    core: &'a Arc<Core>,
+    key: K,
+    seqno: Option<SeqNo>,
+    fill_cache: bool,
+}
+
+impl<'a, K: AsRef<[u8]>> Get<'a, K> {
+    pub(super) fn new(db: &'a DB, key: K, seqno: Option<SeqNo>) -> Self {
+        Get { core: db.core(), key, seqno, fill_cache: true }
+    }
+
+    /// Whether a block read from disk goes into the cache (default: true).
+    pub fn fill_cache(mut self, yes: bool) -> Self {
+        self.fill_cache = yes;
+        self
+    }
+}
+
+impl<'a, K: AsRef<[u8]>> IntoFuture for Get<'a, K> {
+    type Output = Result<Option<Bytes>>;
+    type IntoFuture = GetFuture<'a, K>;
+
+    fn into_future(self) -> GetFuture<'a, K> {
+        GetFuture { state: State::Start(self), _not_pinned: PhantomData }
+    }
+}
+
+/// The future of a [`Get`].
+pub struct GetFuture<'a, K> {
+    state: State<'a, K>,
+    _not_pinned: PhantomData<fn(K)>,
+}
+
+enum State<'a, K> {
+    Start(Get<'a, K>),
+    Disk(BoxFuture<'static, Result<Option<Bytes>>>),
+    Done,
+}
+
+// The key is never pinned: it is only looked at, before the first await.
+impl<K> Unpin for GetFuture<'_, K> {}
+
+impl<K: AsRef<[u8]>> Future for GetFuture<'_, K> {
+    type Output = Result<Option<Bytes>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let State::Start(get) = &self.state {
+            let step = get.core.get_now(get.key.as_ref(), get.seqno, get.fill_cache);
+            match step {
+                Step::Ready(result) => {
+                    self.state = State::Done;
+                    return Poll::Ready(result);
+                }
+                Step::Disk(future) => self.state = State::Disk(future),
+            }
+        }
+        match &mut self.state {
+            State::Disk(future) => {
+                let poll = future.as_mut().poll(cx);
+                if poll.is_ready() {
+                    self.state = State::Done;
+                }
+                poll
+            }
+            State::Start(_) | State::Done => panic!("a get was polled after it resolved"),
+        }
+    }
+}
+
+/// What the synchronous part of a get came to.
+pub(super) enum Step {
+    Ready(Result<Option<Bytes>>),
+    Disk(BoxFuture<'static, Result<Option<Bytes>>>),
+}
+
+fn live((trailer, value): (Trailer, Bytes)) -> Option<Bytes> {
+    (trailer.kind() == ValueKind::Put).then_some(value)
+}
+
+impl Core {
+    /// Answers from memory, or says what to wait for.
+    pub(super) fn get_now(
+        self: &Arc<Self>,
+        key: &[u8],
+        seqno: Option<SeqNo>,
+        fill_cache: bool,
+    ) -> Step {
+        if let Err(error) = self.check_open().and_then(|()| check_key(key)) {
+            return Step::Ready(Err(error));
+        }
+        let state = self.read_states.load();
+        let seqno = seqno.unwrap_or_else(|| self.pipeline.visible());
+        let hash = key_hash(key);
+        for memtable in &state.memtables {
+            if let Some(found) = memtable.get(key, hash, seqno) {
+                return Step::Ready(Ok(live(found)));
+            }
+        }
+        for (index, run) in state.version.runs().enumerate() {
+            let Some(table) = run.find(key) else { continue };
+            match table.lookup_cached(&self.cache, key, hash, seqno) {
+                Lookup::Found(trailer, value) => return Step::Ready(Ok(live((trailer, value)))),
+                Lookup::Absent => {}
+                Lookup::Blocked(_) => {
+                    let core = self.clone();
+                    let key = key.to_vec();
+                    let state = Arc::clone(&state);
+                    return Step::Disk(Box::pin(async move {
+                        core.get_from(&state, index, &key, hash, seqno, fill_cache).await
+                    }));
+                }
+            }
+        }
+        Step::Ready(Ok(None))
+    }
+
+    /// Goes on from run `first` of the state, waiting for the disk where needed.
+    async fn get_from(
+        &self,
+        state: &ReadState,
+        first: usize,
+        key: &[u8],
+        hash: u64,
+        seqno: SeqNo,
+        fill_cache: bool,
+    ) -> Result<Option<Bytes>> {
+        for run in state.version.runs().skip(first) {
+            let Some(table) = run.find(key) else { continue };
+            let found = table.lookup(&self.cache, fill_cache, key, hash, seqno).await?;
+            if let Some(found) = found {
+                return Ok(live(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Registers a reader at the newest visible seqno.
+    pub(super) fn pin_visible(&self) -> SeqnoPin {
+        self.snapshots.pin(|| self.pipeline.visible())
+    }
+}
+
+impl DB {
+    /// Reads several keys at one moment: one consistent view, all disk reads submitted together.
+    /// The results stand in the order of the keys.
+    ///
+    /// # Errors
+    ///
+    /// As for [`DB::get`]; the first error is told.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub async fn get_many<K: AsRef<[u8]>>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+    ) -> Result<Vec<Option<Bytes>>> {
+        let pin = self.core().pin_visible();
+        self.get_many_at(keys, pin.seqno()).await
+    }
+
+    /// Starts all reads of a batch, then waits for those that need the disk.
+    pub(super) async fn get_many_at<K: AsRef<[u8]>>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+        seqno: SeqNo,
+    ) -> Result<Vec<Option<Bytes>>> {
+        let core = self.core();
+        let mut values: Vec<Option<Bytes>> = Vec::new();
+        let mut slow = Vec::new();
+        for (index, key) in keys.into_iter().enumerate() {
+            match core.get_now(key.as_ref(), Some(seqno), true) {
+                Step::Ready(value) => values.push(value?),
+                Step::Disk(future) => {
+                    values.push(None);
+                    slow.push(async move { (index, future.await) });
+                }
+            }
+        }
+        let mut slow = futures::future::join_all(slow);
+        // The first poll of every read happens under the plug: one submission for all.
+        let fs = core.env.fs();
+        let done = std::future::poll_fn(|cx| {
+            let _plug = fs.plug();
+            Pin::new(&mut slow).poll(cx)
+        })
+        .await;
+        for (index, value) in done {
+            let slot = values.get_mut(index).expect("the index came from this list");
+            *slot = value?;
+        }
+        Ok(values)
+    }
+}

@@ -1,0 +1,275 @@
+//! Reading the log back, and telling a torn tail from damage.
+//!
+//! Records are read in order of their seqnos through all segments. Where the next seqno is not to
+//! be had, everything that follows is searched for a valid header whose durable seqno covers it:
+//!
+//! - there is one: the missing commit was acknowledged as durable. That is [`Corruption`] with the
+//!   segment and the offset of the gap.
+//! - there is none: nobody was promised anything behind the gap. It is a torn tail, and what
+//!   stands behind it is dropped with it.
+//!
+//! Invariants:
+//! 1. Memory is bounded by one chunk and the largest record, whatever a segment holds; lengths are
+//!    believed only from a header whose checksum fits, and only within the file.
+//! 2. Reading changes nothing on disk: reading twice gives the same answer.
+//!
+//! [`Corruption`]: crate::error::ErrorKind::Corruption
+
+use std::path::{Path, PathBuf};
+
+use seerdb_io::{AlignedBuf, BUF_ALIGN, Class, Env, File, OpenOptions};
+
+use super::format;
+use crate::error::{Error, Result};
+use crate::filename::FileName;
+use crate::key::SeqNo;
+use crate::record::{self, FileId, Header, RecordType, chain_start};
+
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// A segment to read, as the manifest describes it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SegmentRef {
+    pub(crate) id: FileId,
+    pub(crate) stream: u8,
+}
+
+/// Takes the records of a replay, in order.
+pub(crate) trait Sink: Send {
+    /// One commit. `offset` is that of its record in `path`, for the error when the payload is
+    /// malformed.
+    fn commit(&mut self, header: &Header, payload: &[u8], path: &Path, offset: u64) -> Result<()>;
+
+    /// Called between commits with no record in hand: the place to make room.
+    fn breathe(&mut self) -> impl Future<Output = Result<()>> + Send;
+}
+
+/// What a replay found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Replayed {
+    /// The last seqno of the unbroken sequence.
+    pub(crate) last_seqno: SeqNo,
+    /// Commits handed to the sink.
+    pub(crate) commits: u64,
+    /// Whether something behind the sequence was dropped as a torn tail.
+    pub(crate) torn: bool,
+}
+
+/// Reads `segments` in order; commits beyond `flushed` go to `sink`.
+///
+/// # Errors
+///
+/// Corruption as above, a segment that is missing or is not the one in the manifest, and whatever
+/// the file system or the sink says.
+pub(crate) async fn replay<S: Sink>(
+    env: &Env,
+    dir: &Path,
+    segments: &[SegmentRef],
+    flushed: SeqNo,
+    sink: &mut S,
+) -> Result<Replayed> {
+    let mut expected: Option<SeqNo> = None;
+    let mut commits = 0;
+    let mut stopped: Option<Gap> = None;
+    for &segment in segments {
+        let mut reader = Reader::open(env, dir, segment).await?;
+        if let Some(gap) = &stopped {
+            reader.prove_nothing(gap).await?;
+            continue;
+        }
+        while let Some((header, payload_at)) = reader.next_record().await? {
+            let next = expected.unwrap_or(header.first_seqno.min(flushed + 1));
+            if header.first_seqno != next {
+                reader.step_back();
+                break;
+            }
+            if header.kind == RecordType::Data {
+                expected = Some(header.last_seqno() + 1);
+                if header.last_seqno() > flushed {
+                    let offset = reader.offset_of(payload_at);
+                    let payload = reader.payload(&header, payload_at);
+                    sink.commit(&header, payload, &reader.path, offset)?;
+                    commits += 1;
+                }
+                sink.breathe().await?;
+            }
+            reader.skip(&header);
+        }
+        // The segment may simply end here; it has a gap if a valid header follows in it.
+        let missing = expected.unwrap_or(flushed + 1);
+        let gap = Gap { path: reader.path.clone(), offset: reader.position(), missing };
+        if reader.prove_nothing(&gap).await? {
+            stopped = Some(gap);
+        }
+    }
+    let last_seqno = expected.map_or(flushed, |e| (e - 1).max(flushed));
+    Ok(Replayed { last_seqno, commits, torn: stopped.is_some() })
+}
+
+/// Where the sequence breaks.
+struct Gap {
+    path: PathBuf,
+    offset: u64,
+    missing: SeqNo,
+}
+
+/// A window over one segment.
+struct Reader {
+    file: File,
+    path: PathBuf,
+    id: FileId,
+    file_bytes: u64,
+    /// The bytes of the file from `base` on.
+    window: AlignedBuf,
+    base: u64,
+    /// The next record, relative to `base`.
+    at: usize,
+    chain: u32,
+    previous_chain: u32,
+}
+
+impl Reader {
+    async fn open(env: &Env, dir: &Path, segment: SegmentRef) -> Result<Reader> {
+        let path = FileName::Wal(segment.id.number).in_dir(dir);
+        let options = OpenOptions { class: Class::Background, ..OpenOptions::default() };
+        let file = match env.fs().open(path.clone(), options).await {
+            Ok(file) => file,
+            Err(e) if e.is_not_found() => {
+                return Err(Error::corruption(
+                    path,
+                    0,
+                    "a segment that the manifest names is gone",
+                ));
+            }
+            Err(e) => return Err(e.into()),
+        };
+        let file_bytes = file.len().await?;
+        let mut reader = Reader {
+            file,
+            path,
+            id: segment.id,
+            file_bytes,
+            window: AlignedBuf::new(),
+            base: 0,
+            at: 0,
+            chain: chain_start(segment.id),
+            previous_chain: 0,
+        };
+        reader.fill(format::HEADER_BYTES).await?;
+        let (window, path) = (&reader.window, &reader.path);
+        format::check(window, segment.id, segment.stream, path, file_bytes)?;
+        reader.at = format::HEADER_BYTES;
+        Ok(reader)
+    }
+
+    /// The place of the next record in the file.
+    fn position(&self) -> u64 {
+        self.base + self.at as u64
+    }
+
+    fn offset_of(&self, window_at: usize) -> u64 {
+        self.base + window_at as u64
+    }
+
+    /// Makes `len` bytes from the next record on available, as far as the file has them.
+    async fn fill(&mut self, len: usize) -> Result<()> {
+        let wanted = self.at.saturating_add(len);
+        if wanted <= self.window.len() || self.base + self.window.len() as u64 >= self.file_bytes {
+            return Ok(());
+        }
+        // Slide: the window begins at the unit of the next record.
+        let drop = self.at - self.at % BUF_ALIGN;
+        self.base += drop as u64;
+        self.at -= drop;
+        let left = usize::try_from(self.file_bytes - self.base).unwrap_or(usize::MAX);
+        let size = (self.at + len).max(CHUNK_BYTES).next_multiple_of(BUF_ALIGN).min(left);
+        let (read, mut buf) = self.file.read_at(AlignedBuf::zeroed(size), self.base).await;
+        buf.truncate(read?);
+        self.window = buf;
+        Ok(())
+    }
+
+    /// The next record if it is whole and in sequence, with the place of its payload in the
+    /// window; the reader stays in front of it until [`Reader::skip`].
+    async fn next_record(&mut self) -> Result<Option<(Header, usize)>> {
+        self.fill(record::HEADER_BYTES).await?;
+        let bytes = self.window.get(self.at..).unwrap_or_default();
+        let Some(header) = Header::decode(bytes, self.id, self.position()) else {
+            return Ok(None);
+        };
+        if header.kind == RecordType::Edit
+            || self.position() + u64::from(header.span) > self.file_bytes
+        {
+            return Ok(None);
+        }
+        let whole = record::HEADER_BYTES + header.payload_bytes as usize;
+        self.fill(whole).await?;
+        let payload_at = self.at + record::HEADER_BYTES;
+        if !header.matches(self.chain, self.payload(&header, payload_at)) {
+            return Ok(None);
+        }
+        self.previous_chain = self.chain;
+        self.chain = header.chain;
+        Ok(Some((header, payload_at)))
+    }
+
+    fn payload(&self, header: &Header, payload_at: usize) -> &[u8] {
+        let end = payload_at + header.payload_bytes as usize;
+        self.window.get(payload_at..end).unwrap_or_default()
+    }
+
+    fn skip(&mut self, header: &Header) {
+        self.at += header.span as usize;
+    }
+
+    /// Takes back the last `next_record`: its record is not in sequence.
+    fn step_back(&mut self) {
+        self.chain = self.previous_chain;
+    }
+
+    /// Searches the rest of the segment for valid headers: whether there is one.
+    ///
+    /// # Errors
+    ///
+    /// Corruption at the gap when one proves that the missing seqno was durable.
+    async fn prove_nothing(&mut self, gap: &Gap) -> Result<bool> {
+        let mut found = false;
+        while self.position() < self.file_bytes {
+            self.fill(CHUNK_BYTES).await?;
+            // A header may begin in the last bytes of a chunk: the next chunk overlaps by one.
+            let last_chunk = self.base + self.window.len() as u64 >= self.file_bytes;
+            for at in record::candidates(&self.window, self.at) {
+                let bytes = self.window.get(at..).unwrap_or_default();
+                let Some(header) = Header::decode(bytes, self.id, self.offset_of(at)) else {
+                    continue;
+                };
+                // At the very place of the gap stands the record that failed: its header is no
+                // proof of what came before it unless it says so.
+                found |= header.first_seqno >= gap.missing || header.durable_seqno >= gap.missing;
+                if header.durable_seqno >= gap.missing {
+                    return Err(Error::corruption(
+                        &gap.path,
+                        gap.offset,
+                        format!(
+                            "commit {} was durable, as the record at offset {} of {} says, but its \
+                             record cannot be read",
+                            gap.missing,
+                            self.offset_of(at),
+                            self.path.display()
+                        ),
+                    ));
+                }
+            }
+            let consumed = self.window.len();
+            self.at = if last_chunk {
+                consumed
+            } else {
+                consumed.saturating_sub(record::HEADER_BYTES).max(self.at + 1)
+            };
+            if last_chunk {
+                break;
+            }
+        }
+        Ok(found)
+    }
+}

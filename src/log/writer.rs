@@ -1,0 +1,224 @@
+//! The open end of the log: records are framed here into the group that is written next.
+//!
+//! Direct segments: a group is padded to [`BUF_ALIGN`] and written by one durable write, so that
+//! no unit that holds acknowledged bytes is ever written again. Page-cached segments: the group
+//! goes to the page cache with one `write_cached` on the caller's thread, without padding, and a
+//! data sync makes it durable.
+//!
+//! Invariants:
+//! 1. Records stand in the order of their seqnos, without gaps, over all segments.
+//! 2. A record never spans segments; [`RESERVE_BYTES`] at the end stay free for a last mark.
+//! 3. A mark stands in a [`BUF_ALIGN`] unit that no earlier record touches: damage to one sector
+//!    cannot take both a group and the proof that it was durable.
+//! 4. `stamped` is the highest durable seqno that any record says; it never exceeds what was
+//!    durable when that record was framed.
+
+use std::sync::Arc;
+
+use seerdb_io::{AlignedBuf, BUF_ALIGN};
+
+use super::format::{HEADER_BYTES as SEGMENT_HEADER_BYTES, RESERVE_BYTES};
+use super::segment::Segment;
+use crate::error::Result;
+use crate::key::SeqNo;
+use crate::record::{HEADER_BYTES, Header, RecordType, chain, chain_start};
+
+const ALIGN: u64 = BUF_ALIGN as u64;
+
+/// Records that are written with one write.
+pub(crate) struct Group {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) buf: AlignedBuf,
+    /// Where it goes in the segment.
+    pub(crate) position: u64,
+    /// The last seqno that it makes durable.
+    pub(crate) last_seqno: SeqNo,
+}
+
+/// A payload in parts, with the checksum of the whole, computed outside the commit lock.
+pub(crate) struct Payload<'a> {
+    pub(crate) parts: &'a [&'a [u8]],
+    pub(crate) bytes: u32,
+    pub(crate) crc: u32,
+}
+
+/// The active segment and the group that is being filled. Guarded by the commit lock.
+pub(crate) struct LogBuffer {
+    segment: Arc<Segment>,
+    buf: AlignedBuf,
+    /// Where `buf` goes in the segment.
+    position: u64,
+    chain: u32,
+    /// The last header in `buf` and its place there; direct groups stretch its span.
+    last: Option<(Header, usize)>,
+    last_seqno: SeqNo,
+    stamped: SeqNo,
+}
+
+impl LogBuffer {
+    /// Begins `segment`; `last_seqno` is that of the last record before it.
+    pub(crate) fn new(segment: Arc<Segment>, last_seqno: SeqNo) -> Self {
+        let chain = chain_start(segment.id);
+        LogBuffer {
+            segment,
+            buf: AlignedBuf::new(),
+            position: SEGMENT_HEADER_BYTES as u64,
+            chain,
+            last: None,
+            last_seqno,
+            stamped: 0,
+        }
+    }
+
+    /// The active segment.
+    pub(crate) fn segment(&self) -> &Arc<Segment> {
+        &self.segment
+    }
+
+    /// Whether the group is empty.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.buf.is_empty()
+    }
+
+    /// The size of the group so far.
+    pub(crate) fn group_bytes(&self) -> usize {
+        self.buf.len()
+    }
+
+    /// The last seqno appended.
+    pub(crate) fn last_seqno(&self) -> SeqNo {
+        self.last_seqno
+    }
+
+    /// The highest durable seqno that a record says (invariant 4).
+    pub(crate) fn stamped(&self) -> SeqNo {
+        self.stamped
+    }
+
+    /// Whether a record with `payload_bytes` fits into what is left of the segment.
+    pub(crate) fn has_room(&self, payload_bytes: usize) -> bool {
+        let end = self.end() + record_bytes(payload_bytes);
+        end.next_multiple_of(ALIGN) + RESERVE_BYTES <= self.segment.bytes
+    }
+
+    fn end(&self) -> u64 {
+        self.position + self.buf.len() as u64
+    }
+
+    /// Appends a commit of `count` operations; the caller saw `has_room`.
+    pub(crate) fn append(&mut self, payload: &Payload<'_>, count: u32, durable: SeqNo) {
+        let span = HEADER_BYTES as u32 + payload.bytes;
+        self.push(RecordType::Data, payload, count, span, durable);
+        self.last_seqno += u64::from(count);
+    }
+
+    /// Appends a mark that says `durable` (invariant 3); `false` when the segment has no room for
+    /// one, which happens only after marks have used the reserve up.
+    pub(crate) fn append_mark(&mut self, durable: SeqNo) -> bool {
+        let to_boundary = self.end().next_multiple_of(ALIGN) - self.end();
+        let room = self.segment.bytes - self.end();
+        if room < to_boundary + 2 * ALIGN {
+            return false;
+        }
+        let empty = Payload { parts: &[], bytes: 0, crc: 0 };
+        if to_boundary > 0 {
+            // Padding is a mark of its own whose span reaches the next unit, or the one after it
+            // when no header fits into the rest of this one.
+            let mut span = to_boundary;
+            if span < HEADER_BYTES as u64 {
+                span += ALIGN;
+            }
+            let span = u32::try_from(span).expect("at most two units");
+            self.push(RecordType::Mark, &empty, 0, span, durable);
+            let padding = usize::try_from(span).unwrap_or(0) - HEADER_BYTES;
+            self.buf.resize(self.buf.len() + padding);
+        }
+        self.push(RecordType::Mark, &empty, 0, HEADER_BYTES as u32, durable);
+        true
+    }
+
+    fn push(
+        &mut self,
+        kind: RecordType,
+        payload: &Payload<'_>,
+        count: u32,
+        span: u32,
+        durable: SeqNo,
+    ) {
+        debug_assert!(durable <= self.last_seqno, "durable before it was written");
+        self.chain = chain(self.chain, payload.crc);
+        let header = Header {
+            kind,
+            payload_bytes: payload.bytes,
+            span,
+            count,
+            first_seqno: self.last_seqno + 1,
+            durable_seqno: durable,
+            chain: self.chain,
+        };
+        let at = self.buf.len();
+        let encoded = header.encode(self.segment.id, self.end());
+        self.buf.extend_from_slice(&encoded);
+        for part in payload.parts {
+            self.buf.extend_from_slice(part);
+        }
+        assert_eq!(
+            self.buf.len() - at,
+            HEADER_BYTES + payload.bytes as usize,
+            "the parts do not add up to the payload"
+        );
+        self.last = Some((header, at));
+        self.stamped = self.stamped.max(durable);
+    }
+
+    /// Takes the group of a direct segment, padded; the log goes on in `spare`. `None` when there
+    /// is nothing to write.
+    pub(crate) fn take_group(&mut self, mut spare: AlignedBuf) -> Option<Group> {
+        let (mut header, at) = self.last.take()?;
+        let padded = self.buf.len().next_multiple_of(BUF_ALIGN);
+        header.span = u32::try_from(padded - at).expect("a record is below 4 GiB");
+        let encoded = header.encode(self.segment.id, self.position + at as u64);
+        let slot = self.buf.get_mut(at..at + HEADER_BYTES).expect("the header was put there");
+        slot.copy_from_slice(&encoded);
+        self.buf.resize(padded);
+        spare.clear();
+        let buf = std::mem::replace(&mut self.buf, spare);
+        let position = self.position;
+        self.position += padded as u64;
+        let segment = self.segment.clone();
+        Some(Group { segment, buf, position, last_seqno: self.last_seqno })
+    }
+
+    /// Hands the group of a page-cached segment to the kernel, on this thread.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses. Any part may have been written: the log cannot go on.
+    pub(crate) fn write_cached(&mut self) -> Result<()> {
+        if !self.buf.is_empty() {
+            self.segment.file.write_cached(&self.buf, self.position)?;
+            self.position += self.buf.len() as u64;
+            self.buf.clear();
+            self.last = None;
+        }
+        Ok(())
+    }
+
+    /// Goes on in `segment` and returns the one before; the group must have been taken or written.
+    pub(crate) fn rotate(&mut self, segment: Arc<Segment>) -> Arc<Segment> {
+        assert!(self.buf.is_empty(), "a group belongs to one segment");
+        self.position = SEGMENT_HEADER_BYTES as u64;
+        self.chain = chain_start(segment.id);
+        std::mem::replace(&mut self.segment, segment)
+    }
+}
+
+fn record_bytes(payload_bytes: usize) -> u64 {
+    HEADER_BYTES as u64 + payload_bytes as u64
+}
+
+/// The length that a segment needs to hold a record with `payload_bytes`.
+pub(crate) fn segment_bytes_for(payload_bytes: usize) -> u64 {
+    let records = record_bytes(payload_bytes).next_multiple_of(ALIGN);
+    SEGMENT_HEADER_BYTES as u64 + records + RESERVE_BYTES
+}

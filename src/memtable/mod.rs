@@ -1,0 +1,102 @@
+//! The memtable: recent commits in memory, as 16 skiplists by key hash.
+//!
+//! Invariants:
+//! 1. An internal key enters once: (user key, seqno) is unique. Overwriting a key of
+//!    crossbeam-skiplist 0.1.3 would make concurrent readers miss it.
+//! 2. All seqnos of a memtable are smaller than those of the memtable that follows it.
+//! 3. Entries never leave; the memtable goes as a whole when its flush is installed.
+//! 4. `bytes` counts keys, values and the overhead of an entry, before the entry is visible.
+
+mod partition;
+mod source;
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use bytes::Bytes;
+
+use crate::filename::FileNumber;
+use crate::key::{KeyBuf, SeqNo, Trailer};
+use partition::{Found, Partition};
+
+pub(crate) use source::MemSource;
+
+/// The number of skiplists.
+const PARTITIONS: usize = 16;
+/// What an entry costs beside its key and value: skiplist node, tower, reference counts.
+const ENTRY_OVERHEAD_BYTES: usize = 136;
+
+/// Recent commits, sorted.
+pub(crate) struct Memtable {
+    partitions: [Partition; PARTITIONS],
+    bytes: AtomicUsize,
+    entries: AtomicUsize,
+    /// The last seqno that belongs here; set when the memtable is sealed.
+    last_seqno: AtomicU64,
+    /// The oldest WAL segment that may hold a record of this memtable.
+    first_wal: FileNumber,
+}
+
+/// What an entry adds to the size of a memtable, in bytes.
+pub(crate) fn entry_bytes(key_len: usize, value_len: usize) -> usize {
+    key_len + value_len + ENTRY_OVERHEAD_BYTES
+}
+
+impl Memtable {
+    /// An empty memtable whose records begin in the WAL segment `first_wal`.
+    pub(crate) fn new(first_wal: FileNumber) -> Self {
+        Memtable {
+            partitions: std::array::from_fn(|_| Partition::new()),
+            bytes: AtomicUsize::new(0),
+            entries: AtomicUsize::new(0),
+            last_seqno: AtomicU64::new(0),
+            first_wal,
+        }
+    }
+
+    /// Adds an entry; `hash` is the key's [`crate::filter::key_hash`].
+    pub(crate) fn insert(&self, key: KeyBuf, hash: u64, trailer: Trailer, value: Bytes) {
+        self.bytes.fetch_add(entry_bytes(key.len(), value.len()), Ordering::Relaxed);
+        self.entries.fetch_add(1, Ordering::Relaxed);
+        self.partition(hash).insert(key, trailer, value);
+    }
+
+    /// The newest version of `key` that is not newer than `seqno`.
+    pub(crate) fn get(&self, key: &[u8], hash: u64, seqno: SeqNo) -> Option<Found> {
+        self.partition(hash).get(key, seqno)
+    }
+
+    fn partition(&self, hash: u64) -> &Partition {
+        // The top bits: the filter and the block tags use lower ones.
+        let index = (hash >> 60) as usize;
+        self.partitions.get(index).expect("four bits select one of 16 partitions")
+    }
+
+    /// The accounted size in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// The number of entries.
+    pub(crate) fn entries(&self) -> usize {
+        self.entries.load(Ordering::Relaxed)
+    }
+
+    /// Marks the memtable as complete up to `last_seqno`.
+    pub(crate) fn seal(&self, last_seqno: SeqNo) {
+        // Order: Release pairs with the Acquire of `last_seqno`.
+        self.last_seqno.store(last_seqno, Ordering::Release);
+    }
+
+    /// The last seqno that belongs here; only for sealed memtables.
+    pub(crate) fn last_seqno(&self) -> SeqNo {
+        self.last_seqno.load(Ordering::Acquire)
+    }
+
+    /// The oldest WAL segment that may hold a record of this memtable.
+    pub(crate) fn first_wal(&self) -> FileNumber {
+        self.first_wal
+    }
+}
+
+#[cfg(test)]
+mod tests;
