@@ -293,6 +293,41 @@ fn a_lost_current_is_told_from_a_half_created_database() {
     }
 }
 
+/// A crash between the fresh manifest of an open and the swap of CURRENT, twice in a row.
+#[test]
+fn an_open_that_never_came_to_its_end_changes_nothing() {
+    let bed = Bed::new();
+    let (set, _, _names) = bed.open();
+    let a = bed.flush(&set, &["a"], 1);
+    let shown = show(&set.current());
+    drop(set);
+    let current = bed.get(FileName::Current);
+    let mut last = 0;
+    for _ in 0..2 {
+        let (set, _, _names) = bed.open();
+        assert_eq!(show(&set.current()), shown);
+        let FileName::Manifest(number) = manifest_of(&bed) else { panic!("no manifest") };
+        assert!(number > last && number > a.number, "{number} is used again");
+        last = number;
+        drop(set);
+        bed.put(FileName::Current, &current);
+        bed.put(FileName::CurrentTemp, b"half");
+    }
+    let (set, recovered, _names) = bed.open();
+    assert_eq!((show(&set.current()), recovered.flushed_seqno), (shown, 1));
+}
+
+#[test]
+fn absurd_numbers_are_foreign() {
+    let bed = Bed::new();
+    drop(bed.open());
+    bed.put(FileName::Table(u64::MAX), b"");
+    let (set, _, _names) = bed.open();
+    assert!(set.new_file_number() < 10);
+    block_on(set.remove_orphans(&[])).unwrap();
+    assert!(bed.names().contains(&FileName::Table(u64::MAX).to_string()));
+}
+
 /// The whole open, for damage in the manifest: the state or an error, never an older state.
 #[test]
 fn a_damaged_manifest_never_opens_as_an_older_database() {
