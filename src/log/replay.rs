@@ -21,7 +21,7 @@ use seerdb_io::{AlignedBuf, BUF_ALIGN, Class, Env, File, OpenOptions};
 
 use super::format;
 use crate::error::{Error, Result};
-use crate::filename::FileName;
+use crate::filename::{FileName, FileNumber};
 use crate::key::SeqNo;
 use crate::record::{self, FileId, Header, RecordType, chain_start};
 
@@ -106,6 +106,54 @@ pub(crate) async fn replay<S: Sink>(
     Ok(Replayed { last_seqno, commits, torn: stopped.is_some() })
 }
 
+/// Looks at the segment `number`, which the manifest does not name.
+///
+/// A segment is named before anything enters it, and leaves the manifest when all of it is in
+/// tables or was dropped behind a gap: one that goes on where the log ends is proof that the
+/// manifest is an older one than it was.
+///
+/// # Errors
+///
+/// Corruption when the segment has the commit behind `last_seqno`; those of the file system.
+pub(crate) async fn prove_behind(
+    env: &Env,
+    dir: &Path,
+    number: FileNumber,
+    last_seqno: SeqNo,
+) -> Result<()> {
+    let path = FileName::Wal(number).in_dir(dir);
+    let options = OpenOptions { class: Class::Background, ..OpenOptions::default() };
+    let file = match env.fs().open(path, options).await {
+        Err(error) if error.is_not_found() => return Ok(()),
+        file => file?,
+    };
+    let (read, mut page) = file.read_at(AlignedBuf::zeroed(format::HEADER_BYTES), 0).await;
+    page.truncate(read?);
+    // A segment that was being made, or recycled, is nobody's.
+    let Some(id) = format::identity(&page).filter(|id| id.number == number) else {
+        return Ok(());
+    };
+    let segment = SegmentRef { id, stream: format::Stream::Wal as u8 };
+    let mut reader = match Reader::open(env, dir, segment).await {
+        Err(error) if error.is_corruption() => return Ok(()),
+        reader => reader?,
+    };
+    while let Some((header, _)) = reader.next_record().await? {
+        if header.first_seqno != last_seqno + 1 {
+            break;
+        }
+        if header.kind == RecordType::Data {
+            let what = format!(
+                "the log ends with commit {last_seqno} and goes on in this segment, which the \
+                 manifest does not name: the manifest is an older one"
+            );
+            return Err(Error::corruption(&reader.path, reader.position(), what));
+        }
+        reader.skip(&header);
+    }
+    Ok(())
+}
+
 /// Where the sequence breaks.
 struct Gap {
     path: PathBuf,
@@ -157,7 +205,8 @@ impl Reader {
         };
         reader.fill(format::HEADER_BYTES).await?;
         let (window, path) = (&reader.window, &reader.path);
-        format::check(window, segment.id, segment.stream, path, file_bytes)?;
+        // What stands behind the segment's own length is nobody's.
+        reader.file_bytes = format::check(window, segment.id, segment.stream, path, file_bytes)?;
         reader.at = format::HEADER_BYTES;
         Ok(reader)
     }
@@ -185,6 +234,10 @@ impl Reader {
         let size = (self.at + len).max(CHUNK_BYTES).next_multiple_of(BUF_ALIGN).min(left);
         let (read, mut buf) = self.file.read_at(AlignedBuf::zeroed(size), self.base).await;
         buf.truncate(read?);
+        if buf.len() < size {
+            let end = self.base + buf.len() as u64;
+            return Err(Error::corruption(&self.path, end, "the segment ends before its length"));
+        }
         self.window = buf;
         Ok(())
     }
