@@ -21,8 +21,8 @@ const UNFLUSHED: usize = 45;
 pub(crate) struct Golden {
     pub(crate) name: &'static str,
     pub(crate) dir: PathBuf,
-    /// The same database in the middle of its life.
-    pub(crate) older: PathBuf,
+    /// The same database earlier in its life: long before, and shortly before.
+    pub(crate) older: [PathBuf; 2],
     /// A database with the same history of keys and sizes, but other values.
     pub(crate) other: PathBuf,
     pub(crate) options: DBOptions,
@@ -89,7 +89,9 @@ pub(crate) fn all() -> &'static [Golden] {
 
 fn make(recipe: &Recipe) -> Golden {
     let scratch = scratch();
-    let [dir, older, other] = ["golden", "older", "other"].map(|name| scratch.path().join(name));
+    let path = |name| scratch.path().join(name);
+    let [dir, other] = ["golden", "other"].map(path);
+    let older = ["older", "recent"].map(path);
     let options = options(recipe.default).compression(recipe.compression);
     let model = futures::executor::block_on(async {
         let model = build(recipe, &options, &dir, Some(&older), 1).await;
@@ -103,7 +105,7 @@ async fn build(
     recipe: &Recipe,
     options: &DBOptions,
     dir: &Path,
-    older: Option<&Path>,
+    older: Option<&[PathBuf; 2]>,
     values: u64,
 ) -> Model {
     let live = dir.with_extension("live");
@@ -113,7 +115,7 @@ async fn build(
         writer.commit().await;
         if commit == COMMITS * 2 / 3 {
             settle(&db).await;
-            if let Some(older) = older {
+            if let Some([older, _]) = older {
                 copy_dir(&live, older);
             }
         }
@@ -121,7 +123,13 @@ async fn build(
     // One run beside those that were merged.
     db.flush().await.expect("a flush");
     settle(&db).await;
-    for _ in 0..UNFLUSHED {
+    for commit in 0..UNFLUSHED {
+        if commit == UNFLUSHED / 2 {
+            settle(&db).await;
+            if let Some([_, recent]) = older {
+                copy_dir(&live, recent);
+            }
+        }
         writer.commit().await;
     }
     let model = writer.model;

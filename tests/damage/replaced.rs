@@ -78,12 +78,14 @@ fn replace(from: &Path, name: &str, dir: &Path) -> bool {
 fn an_older_copy_of_a_file_is_never_a_silent_loss() {
     let goldens = golden::all();
     let title = "a file replaced by an older copy of itself";
-    run(title, visits(goldens), goldens, |trial, _, golden, dir| {
-        let (_, name) = nth_file(trial, goldens)?;
-        if !replace(&golden.older, &name, dir) {
+    run(title, 2 * visits(goldens), goldens, |trial, _, golden, dir| {
+        let (_, name) = nth_file(trial % visits(goldens), goldens)?;
+        let older = trial / visits(goldens);
+        if !replace(&golden.older[older], &name, dir) {
             return None;
         }
-        Some(fault(&name, "older copy", golden, String::new()))
+        let row = ["long older copy", "recent older copy"][older];
+        Some(fault(&name, row, golden, String::new()))
     });
 }
 
