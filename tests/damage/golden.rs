@@ -30,6 +30,20 @@ pub(crate) struct Golden {
     _scratch: TempDir,
 }
 
+impl Golden {
+    /// A database that was made elsewhere, in `scratch`; its older and other copies are itself.
+    pub(crate) fn new(
+        name: &'static str,
+        dir: PathBuf,
+        options: DBOptions,
+        model: Model,
+        scratch: TempDir,
+    ) -> Golden {
+        let older = [dir.clone(), dir.clone()];
+        Golden { name, older, other: dir.clone(), dir, options, model, _scratch: scratch }
+    }
+}
+
 /// How a golden database is made.
 struct Recipe {
     name: &'static str,

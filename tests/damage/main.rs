@@ -18,3 +18,4 @@ mod replaced;
 mod runner;
 mod single;
 mod support;
+mod torn;

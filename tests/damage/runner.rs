@@ -26,7 +26,8 @@ pub(crate) fn run(
     goldens: &[Golden],
     damage: impl Fn(usize, &mut Rng, &Golden, &std::path::Path) -> Option<Fault> + Sync,
 ) -> Table {
-    run_with(title, trials, goldens, |trial, rng, golden, dir| {
+    let goldens: Vec<&Golden> = goldens.iter().collect();
+    run_with(title, trials, &goldens, |trial, rng, golden, dir| {
         let fault = damage(trial, rng, golden, dir)?;
         let result = examine(&golden.options, dir, &golden.model);
         Some((fault, result))
@@ -52,11 +53,11 @@ impl Table {
 }
 
 /// As [`run`], with an examination of the caller's own.
-pub(crate) fn run_with<'g>(
+pub(crate) fn run_with(
     title: &str,
     trials: usize,
-    goldens: &'g [Golden],
-    trial: impl Fn(usize, &mut Rng, &'g Golden, &std::path::Path) -> Option<Judged> + Sync,
+    goldens: &[&Golden],
+    trial: impl Fn(usize, &mut Rng, &Golden, &std::path::Path) -> Option<Judged> + Sync,
 ) -> Table {
     let scratch = scratch();
     let next = AtomicUsize::new(0);
@@ -71,7 +72,7 @@ pub(crate) fn run_with<'g>(
                     if number >= trials {
                         return;
                     }
-                    let golden = &goldens[number % goldens.len()];
+                    let golden = goldens[number % goldens.len()];
                     let dir = scratch.path().join(format!("trial-{number}"));
                     copy_dir(&golden.dir, &dir);
                     let mut rng = Rng(seed ^ (number as u64).wrapping_mul(0xA24B_AED4_963E_E407));
