@@ -71,6 +71,8 @@ pub(crate) async fn replay<S: Sink>(
     let mut expected: Option<SeqNo> = None;
     let mut commits = 0;
     let mut stopped: Option<Gap> = None;
+    // Where the records of the segment before end.
+    let mut end: Option<(PathBuf, u64)> = None;
     for &segment in segments {
         let mut reader = Reader::open(env, dir, segment).await?;
         if let Some(gap) = &stopped {
@@ -83,6 +85,7 @@ pub(crate) async fn replay<S: Sink>(
                 reader.step_back();
                 break;
             }
+            end = None;
             if header.kind == RecordType::Data {
                 expected = Some(header.last_seqno() + 1);
                 if header.last_seqno() > flushed {
@@ -97,10 +100,15 @@ pub(crate) async fn replay<S: Sink>(
         }
         // The segment may simply end here; it has a gap if a valid header follows in it.
         let missing = expected.unwrap_or(flushed + 1);
-        let gap = Gap { path: reader.path.clone(), offset: reader.position(), missing };
+        let here = (reader.path.clone(), reader.position());
+        // A whole record that comes too early accuses the segment before.
+        let accused = end.take().filter(|_| reader.stepped_back);
+        let (path, offset) = accused.unwrap_or_else(|| here.clone());
+        let gap = Gap { path, offset, missing };
         if reader.prove_nothing(&gap).await? {
             stopped = Some(gap);
         }
+        end = Some(here);
     }
     let last_seqno = expected.map_or(flushed, |e| (e - 1).max(flushed));
     Ok(Replayed { last_seqno, commits, torn: stopped.is_some() })
@@ -174,6 +182,8 @@ struct Reader {
     at: usize,
     chain: u32,
     previous_chain: u32,
+    /// The next record is whole, but not in sequence.
+    stepped_back: bool,
 }
 
 impl Reader {
@@ -202,6 +212,7 @@ impl Reader {
             at: 0,
             chain: chain_start(segment.id),
             previous_chain: 0,
+            stepped_back: false,
         };
         reader.fill(format::HEADER_BYTES).await?;
         let (window, path) = (&reader.window, &reader.path);
@@ -278,6 +289,7 @@ impl Reader {
     /// Takes back the last `next_record`: its record is not in sequence.
     fn step_back(&mut self) {
         self.chain = self.previous_chain;
+        self.stepped_back = true;
     }
 
     /// Searches the rest of the segment for valid headers: whether there is one.
@@ -326,3 +338,6 @@ impl Reader {
         Ok(found)
     }
 }
+
+#[cfg(test)]
+mod tests;
