@@ -33,7 +33,7 @@ use crate::filename::{FileName, FileNumber};
 use crate::filter::key_hash;
 use crate::iter::Direction;
 use crate::key::{SeqNo, Trailer};
-use crate::log::replay::{self, SegmentRef};
+use crate::log::replay::{self, Replayed, SegmentRef};
 use crate::memtable::{MemSource, Memtable};
 use crate::options::{DBOptions, Durability, Settings};
 use crate::record::{FileId, Header};
@@ -41,7 +41,7 @@ use crate::snapshot::Registry;
 use crate::sstable::{BlockCache, Table, TableMeta};
 use crate::version::RunId;
 use crate::version::edit::VersionEdit;
-use crate::version::set::VersionSet;
+use crate::version::set::{Recovered, VersionSet};
 
 impl DBOptions {
     /// Opens the database in the directory `path`. The options may be used again.
@@ -123,25 +123,7 @@ async fn recover(env: Env, dir: PathBuf, settings: Settings, lock: LockFile) -> 
     let (trash, trash_receiver) = mpsc::unbounded();
     let (versions, recovered) = VersionSet::open(&env, &dir, &settings, trash).await?;
     let mut replayer = Replayer::new(&env, &dir, &settings, &versions);
-    let refs: Vec<SegmentRef> = recovered
-        .wals
-        .iter()
-        .map(|wal| SegmentRef {
-            id: FileId { number: wal.number, salt: wal.salt },
-            stream: wal.stream,
-        })
-        .collect();
-    // What earlier failed opens left behind must not pile up; segments may yet be proof.
-    let segments_found = wals_in(&env, &dir).await?;
-    versions.remove_orphans(&segments_found).await?;
-    let replayed =
-        replay::replay(&env, &dir, &refs, recovered.flushed_seqno, &mut replayer).await?;
-    for number in segments_found {
-        let is_named = refs.iter().any(|named| named.id.number == number);
-        if !is_named {
-            replay::prove_behind(&env, &dir, number, replayed.last_seqno).await?;
-        }
-    }
+    let replayed = replay_log(&env, &dir, &versions, &recovered, &mut replayer).await?;
     replayer.flush().await?;
     let (tables_added, opened) = (replayer.added, replayer.opened);
     tracing::info!(
@@ -200,6 +182,35 @@ async fn recover(env: Env, dir: PathBuf, settings: Settings, lock: LockFile) -> 
     });
     core.resize_cache();
     Ok(core)
+}
+
+/// Hands the commits of the log that are in no table to `replayer`.
+async fn replay_log(
+    env: &Env,
+    dir: &Path,
+    versions: &VersionSet,
+    recovered: &Recovered,
+    replayer: &mut Replayer<'_>,
+) -> Result<Replayed> {
+    let refs: Vec<SegmentRef> = recovered
+        .wals
+        .iter()
+        .map(|wal| SegmentRef {
+            id: FileId { number: wal.number, salt: wal.salt },
+            stream: wal.stream,
+        })
+        .collect();
+    // What earlier failed opens left behind must not pile up; segments may yet be proof.
+    let segments_found = wals_in(env, dir).await?;
+    versions.remove_orphans(&segments_found).await?;
+    let replayed = replay::replay(env, dir, &refs, recovered.flushed_seqno, replayer).await?;
+    for number in segments_found {
+        let is_named = refs.iter().any(|named| named.id.number == number);
+        if !is_named {
+            replay::prove_behind(env, dir, number, replayed.last_seqno).await?;
+        }
+    }
+    Ok(replayed)
 }
 
 /// The numbers of all WAL segments in the directory, named in the manifest or not.
