@@ -21,7 +21,7 @@ use super::format::{HEADER_BYTES as SEGMENT_HEADER_BYTES, RESERVE_BYTES};
 use super::segment::Segment;
 use crate::error::Result;
 use crate::key::SeqNo;
-use crate::record::{HEADER_BYTES, Header, RecordType, chain, chain_start};
+use crate::record::{HEADER_BYTES, HEADER_SPAN, Header, RecordType, chain, chain_start};
 
 const ALIGN: u64 = BUF_ALIGN as u64;
 
@@ -107,7 +107,7 @@ impl LogBuffer {
 
     /// Appends a commit of `count` operations; the caller saw `has_room`.
     pub(crate) fn append(&mut self, payload: &Payload<'_>, count: u32, durable: SeqNo) {
-        let span = HEADER_BYTES as u32 + payload.bytes;
+        let span = HEADER_SPAN + payload.bytes;
         self.push(RecordType::Data, payload, count, span, durable);
         self.last_seqno += u64::from(count);
     }
@@ -133,7 +133,7 @@ impl LogBuffer {
             let padding = usize::try_from(span).unwrap_or(0) - HEADER_BYTES;
             self.buf.resize(self.buf.len() + padding);
         }
-        self.push(RecordType::Mark, &empty, 0, HEADER_BYTES as u32, durable);
+        self.push(RecordType::Mark, &empty, 0, HEADER_SPAN, durable);
         true
     }
 
