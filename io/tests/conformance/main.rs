@@ -8,7 +8,6 @@
     clippy::disallowed_types,
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
     reason = "tests look at the layer from outside, and a panic is how they fail"
 )]
 #![cfg(unix)]
@@ -40,7 +39,7 @@ impl Bed {
         match Env::new(&EnvOptions { backend }) {
             Ok(env) => Some(Bed { env, dir: tempfile::tempdir().unwrap() }),
             Err(e) if backend == Backend::Uring => {
-                println!("skipped: {e}");
+                eprintln!("skipped: {e}");
                 None
             }
             Err(e) => panic!("{e}"),
