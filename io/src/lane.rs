@@ -12,6 +12,7 @@
 //! 4. Foreign code (tasks, wakers, drops) that panics never ends a thread of ours.
 
 use std::cell::RefCell;
+#[cfg(all(target_os = "linux", not(seerdb_no_uring)))]
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
@@ -280,7 +281,7 @@ impl Mailbox {
         loop {
             let more = self.run_tasks();
             while let Some(request) = self.requests.pop() {
-                request.finish(Err(io::Error::other("the ring of this thread has failed")));
+                request.finish(Err(io::Error::other("the ring has failed")));
             }
             let timeout = self.fire_timers(clock);
             if self.shall_end(true) {
@@ -385,6 +386,7 @@ pub(crate) enum Offer {
     /// The thread shall block.
     Block(Transfer),
     /// It is on its way.
+    #[cfg(all(target_os = "linux", not(seerdb_no_uring)))]
     Taken(oneshot::Receiver<crate::fs::BufResult>),
 }
 

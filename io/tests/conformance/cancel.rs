@@ -1,5 +1,6 @@
 //! Futures, files and environments that are dropped while something is in flight.
 
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -33,8 +34,6 @@ fn poll_once(op: &mut Op<BufResult>) -> Poll<BufResult> {
     Pin::new(op).poll(&mut Context::from_waker(Waker::noop()))
 }
 
-use std::future::Future;
-
 fn an_unpolled_operation_does_nothing(bed: &Bed) {
     let file = bed.open("f", creator(Class::Log)).unwrap();
     drop(file.write_at(buf(b"abc"), 0));
@@ -63,7 +62,8 @@ fn dropped_futures_leave_nothing_behind(bed: &Bed) {
             assert!(other.iter().all(|b| *b == 0xAA));
         }
     }
-    assert_eq!(pending, if file.is_direct() { 40_000 } else { pending });
+    // A read may win the race with its first poll, but not many do.
+    assert!(pending > 20_000 || !file.is_direct(), "{pending} of 40000 were dropped in flight");
     bed.settle();
     assert!(read(&file, 4096, 4096) == bytes[4096..8192]);
 }
@@ -183,16 +183,9 @@ fn the_last_handle_may_be_dropped_on_a_lane(bed: &Bed) {
         });
         go.send(()).unwrap();
         assert_eq!(block_on(task).unwrap(), 7);
-        let late = block_on(async {
-            let mut late = spawner.spawn(lane, "late", async {});
-            loop {
-                if late.await.is_err() {
-                    break;
-                }
-                late = spawner.spawn(lane, "late", async {});
-            }
+        eventually("the lane lives on", || {
+            block_on(spawner.spawn(lane, "late", async {})).is_err()
         });
-        assert_eq!(late, (), "the lane ends");
     }
     eventually("files stay open", || open_files(bed.dir.path()) == 0);
 }

@@ -242,10 +242,10 @@ fn sleeps_may_be_dropped_and_moved(bed: &Bed) {
             drop(dropped);
             let mut moved = theirs.sleep(Duration::from_millis(20));
             assert!(futures::poll!(&mut moved).is_pending());
-            moved
+            Some(moved)
         });
         // Polled on a lane before, and here from now on.
-        block_on(block_on(task).unwrap());
+        block_on(block_on(task).unwrap().unwrap());
         let mut moved = clock.sleep(Duration::from_millis(20));
         block_on(async { assert!(futures::poll!(&mut moved).is_pending()) });
         block_on(bed.env.spawner().spawn(lane, "test", moved)).unwrap();

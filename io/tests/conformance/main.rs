@@ -8,6 +8,7 @@
     clippy::disallowed_types,
     clippy::unwrap_used,
     clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
     reason = "tests look at the layer from outside, and a panic is how they fail"
 )]
 #![cfg(unix)]
