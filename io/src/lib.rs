@@ -23,8 +23,6 @@
 //! lost for good: callers never repeat it.
 
 mod armed;
-#[cfg(test)]
-mod armed_model;
 mod buf;
 mod env;
 mod error;

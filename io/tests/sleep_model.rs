@@ -1,7 +1,9 @@
-//! All interleavings of the sleep agreement, by loom.
+//! All interleavings of the sleep agreement (`src/armed.rs`), by loom.
 //!
 //! The bell is a counter that remembers a ring, as an eventfd, a parking token and a task's waker
 //! do. A lost wake shows as a thread that sleeps for ever, which loom reports as a deadlock.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
@@ -13,7 +15,7 @@ mod atomic {
     pub(super) use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 }
 
-#[path = "armed.rs"]
+#[path = "../src/armed.rs"]
 mod armed;
 
 struct Model {
