@@ -7,7 +7,7 @@
 //!    and the padding is cut off again before the sync.
 //! 4. `out` holds the bytes of the file from `out_offset` on; `crc` covers all bytes up to the end
 //!    of `out`. What is before `out_offset` was handed to the kernel.
-//! 5. Memory is bounded by a few chunks and one block, when the caller writes as `needs_write` asks.
+//! 5. Memory is bounded by a few chunks and one block, if the caller writes as `needs_write` asks.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
