@@ -139,7 +139,7 @@ impl DB {
     }
 
     /// As [`crate::DB::range`].
-    pub fn range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Range {
+    pub fn range<K: AsRef<[u8]>, R: RangeBounds<K>>(&self, range: R) -> Range {
         Range { stream: self.db.range(range) }
     }
 
@@ -194,7 +194,7 @@ impl Snapshot {
     }
 
     /// As [`crate::Snapshot::range`].
-    pub fn range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Range {
+    pub fn range<K: AsRef<[u8]>, R: RangeBounds<K>>(&self, range: R) -> Range {
         Range { stream: self.snapshot.range(range) }
     }
 

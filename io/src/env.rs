@@ -6,9 +6,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::channel::oneshot;
+use parking_lot::Mutex;
+
 use crate::error::Result;
 use crate::fs::Fs;
-use crate::portable;
+use crate::system::{Handle, System};
+use crate::timer::Timers;
+
+pub use crate::timer::Sleep;
 
 /// Which backend an [`Env`] shall use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -59,7 +65,16 @@ pub struct EnvOptions {
 /// last handle and the last file are dropped, its threads end by themselves.
 #[derive(Clone)]
 pub struct Env {
-    inner: Arc<portable::Inner>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    handle: Arc<Handle>,
+    fs: Fs,
+    clock: Clock,
+    rng: Rng,
+    spawner: Spawner,
+    backend: IoBackend,
 }
 
 impl Env {
@@ -69,7 +84,17 @@ impl Env {
     ///
     /// When [`Backend::Uring`] is asked for and refused, or when a thread cannot be started.
     pub fn new(options: &EnvOptions) -> Result<Env> {
-        Ok(Env { inner: portable::Inner::start(options)? })
+        let (handle, backend) = System::start(options)?;
+        let system = handle.system();
+        let inner = Inner {
+            fs: Fs::new(Arc::clone(&handle)),
+            clock: Clock { timers: Arc::clone(&system.shared.timers) },
+            rng: Rng { state: Arc::new(Mutex::new(seed())) },
+            spawner: Spawner { system: Arc::clone(system) },
+            backend,
+            handle,
+        };
+        Ok(Env { inner: Arc::new(inner) })
     }
 
     /// The file system.
@@ -96,6 +121,52 @@ impl Env {
     pub fn io_backend(&self) -> &IoBackend {
         &self.inner.backend
     }
+
+    /// The number of reads, writes and syncs that were started and have not ended, whether or not
+    /// somebody still waits for them.
+    pub fn in_flight(&self) -> usize {
+        self.inner.handle.system().shared.in_flight()
+    }
+
+    /// Ends the threads of the environment, whatever other handles there are, and resolves when
+    /// they have ended: the operations in flight are waited for, tasks that still run on a lane are
+    /// dropped at their next pause, and what is polled first from now on fails unless
+    /// the page cache can answer it.
+    ///
+    /// It takes effect at once; the future only waits. A task on a lane of this environment that
+    /// awaits it is among those dropped. Sleeps that are pending elsewhere are served to their end
+    /// and not waited for.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing but that nobody waits.
+    pub fn shutdown(self) -> Shutdown {
+        let system = self.inner.handle.system();
+        let ended = system.shared.threads.all_ended();
+        system.close(true);
+        Shutdown { ended }
+    }
+}
+
+/// The future of [`Env::shutdown`].
+#[must_use = "the shutdown goes on by itself, but nobody waits for it"]
+pub struct Shutdown {
+    ended: oneshot::Receiver<()>,
+}
+
+impl Future for Shutdown {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        // A sender that was dropped says the same as one that sent.
+        Pin::new(&mut self.ended).poll(cx).map(|_| ())
+    }
+}
+
+/// The standard library's hasher is keyed by the system's random numbers.
+fn seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::hash::RandomState::new().build_hasher().finish()
 }
 
 /// A thread of the engine's own on which background tasks run, one task at a time.
@@ -112,7 +183,7 @@ pub enum Lane {
 /// Starts tasks on the lanes.
 #[derive(Clone)]
 pub struct Spawner {
-    pub(crate) lanes: Arc<portable::Lanes>,
+    pub(crate) system: Arc<System>,
 }
 
 impl Spawner {
@@ -122,7 +193,7 @@ impl Spawner {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        self.lanes.spawn(lane, name, future)
+        Task { done: self.system.lane(lane).spawn(name, future) }
     }
 }
 
@@ -140,7 +211,7 @@ impl std::error::Error for Panicked {}
 
 /// A running task; resolves to its output, or to [`Panicked`].
 pub struct Task<T> {
-    pub(crate) done: futures::channel::oneshot::Receiver<std::result::Result<T, Panicked>>,
+    pub(crate) done: oneshot::Receiver<std::result::Result<T, Panicked>>,
 }
 
 impl<T> Future for Task<T> {
@@ -156,7 +227,7 @@ impl<T> Future for Task<T> {
 /// Monotonic and wall time, and timers.
 #[derive(Clone)]
 pub struct Clock {
-    pub(crate) timers: Arc<portable::Timers>,
+    pub(crate) timers: Arc<Timers>,
 }
 
 impl Clock {
@@ -172,27 +243,14 @@ impl Clock {
 
     /// Resolves after `duration`; any executor may poll it.
     pub fn sleep(&self, duration: Duration) -> Sleep {
-        self.timers.sleep(duration)
-    }
-}
-
-/// The future of [`Clock::sleep`].
-pub struct Sleep {
-    pub(crate) done: futures::channel::oneshot::Receiver<()>,
-}
-
-impl Future for Sleep {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        Pin::new(&mut self.done).poll(cx).map(|_| ())
+        Sleep::new(&self.timers, duration)
     }
 }
 
 /// Random numbers for salts and jitter; not for cryptography.
 #[derive(Clone)]
 pub struct Rng {
-    pub(crate) state: Arc<parking_lot::Mutex<u64>>,
+    pub(crate) state: Arc<Mutex<u64>>,
 }
 
 impl Rng {

@@ -22,6 +22,8 @@ pub enum Operation {
     Sync,
     /// Reserve or cut space.
     Resize,
+    /// Ask for the length of a file.
+    Inspect,
     /// Create a directory.
     CreateDir,
     /// List a directory.
@@ -46,6 +48,7 @@ impl Operation {
             Operation::Write => "write",
             Operation::Sync => "sync",
             Operation::Resize => "resize",
+            Operation::Inspect => "inspect",
             Operation::CreateDir => "create directory",
             Operation::ListDir => "list directory",
             Operation::SyncDir => "sync directory",
@@ -74,7 +77,15 @@ impl Error {
         offset: Option<u64>,
         source: io::Error,
     ) -> Self {
-        let path: Arc<Path> = Arc::from(path.into());
+        Error::shared(operation, Arc::from(path.into()), offset, source)
+    }
+
+    pub(crate) fn shared(
+        operation: Operation,
+        path: Arc<Path>,
+        offset: Option<u64>,
+        source: io::Error,
+    ) -> Self {
         Error { operation, path, offset, source: Arc::new(source) }
     }
 

@@ -26,11 +26,20 @@ mod buf;
 mod env;
 mod error;
 mod fs;
-mod portable;
+mod lane;
+mod op;
+mod pool;
+mod sys;
+mod system;
+mod threads;
+mod timer;
+mod transfer;
+#[cfg(all(target_os = "linux", not(seerdb_no_uring)))]
+mod uring;
 
 pub use buf::{AlignedBuf, BUF_ALIGN};
 pub use env::{
-    Backend, Clock, Env, EnvOptions, IoBackend, Lane, Panicked, Rng, Sleep, Spawner, Task,
+    Backend, Clock, Env, EnvOptions, IoBackend, Lane, Panicked, Rng, Shutdown, Sleep, Spawner, Task,
 };
 pub use error::{Error, Operation, Result};
 pub use fs::{BufResult, Class, DirEntry, File, Fs, LockFile, Op, OpenOptions, Plug};

@@ -225,7 +225,7 @@ impl DB {
     }
 
     /// A stream over the keys of `range`, as they are now.
-    pub fn range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> RangeStream {
+    pub fn range<K: AsRef<[u8]>, R: RangeBounds<K>>(&self, range: R) -> RangeStream {
         RangeStream::new(self, self.core().pin_visible(), range)
     }
 

@@ -51,7 +51,7 @@ impl Snapshot {
     }
 
     /// As [`DB::range`], at this moment.
-    pub fn range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> RangeStream {
+    pub fn range<K: AsRef<[u8]>, R: RangeBounds<K>>(&self, range: R) -> RangeStream {
         RangeStream::new(&self.db, self.pin.clone(), range)
     }
 
