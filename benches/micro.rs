@@ -96,7 +96,7 @@ impl Bench {
         for _ in 0..count {
             batch.put(self.next_key(), VALUE);
         }
-        block_on(batch.commit()).expect("the batch is committed");
+        block_on(batch.commit().into_future()).expect("the batch is committed");
     }
 }
 
@@ -111,7 +111,8 @@ fn reads(criterion: &mut Criterion, place: Place) {
     let mut bench = Bench::filled(place);
     criterion.bench_function(&place.name("get"), |b| {
         b.iter(|| {
-            let found = block_on(bench.db.get(bench.next_key())).expect("a get succeeds");
+            let key = bench.next_key();
+            let found = block_on(bench.db.get(key).into_future()).expect("a get succeeds");
             assert!(black_box(found).is_some());
         });
     });
@@ -121,7 +122,7 @@ fn reads(criterion: &mut Criterion, place: Place) {
             if let Some(last) = absent.first_mut() {
                 *last = b'l';
             }
-            let found = block_on(bench.db.get(absent)).expect("a get succeeds");
+            let found = block_on(bench.db.get(absent).into_future()).expect("a get succeeds");
             assert!(black_box(found).is_none());
         });
     });
@@ -156,7 +157,7 @@ fn writes(criterion: &mut Criterion) {
         criterion.bench_function(name, |b| {
             b.iter(|| {
                 let key = bench.next_key();
-                block_on(bench.db.put(key, VALUE)).expect("a put succeeds");
+                block_on(bench.db.put(key, VALUE).into_future()).expect("a put succeeds");
             });
         });
     }

@@ -155,6 +155,12 @@ fn empty_words_are_caught() {
 }
 
 #[test]
+fn dead_links_are_caught() {
+    assert!(catches(rules::links, "README.md", "see `src/gone.rs` and `cargo test`"));
+    assert!(!catches(rules::links, "README.md", "`a.rs`, `cargo run`, src/gone.rs"));
+}
+
+#[test]
 fn bare_formats_are_caught() {
     assert!(catches(rules::formats, "src/log/format.rs", "//! The bytes of a segment."));
     let table = "//! Bytes.\n//!\n//! | offset | size | field |\n";
