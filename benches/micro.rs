@@ -85,10 +85,14 @@ impl Bench {
         bench
     }
 
-    /// Every key is drawn once before one is drawn again.
-    fn next_key(&mut self) -> [u8; 16] {
+    /// Every number is drawn once before one is drawn again.
+    fn next_number(&mut self) -> u64 {
         self.next = (self.next + STRIDE) % KEYS;
-        key(self.next)
+        self.next
+    }
+
+    fn next_key(&mut self) -> [u8; 16] {
+        key(2 * self.next_number())
     }
 
     fn commit_batch(&mut self, count: usize) {
@@ -100,8 +104,9 @@ impl Bench {
     }
 }
 
+/// The key of an even number is there, that of an odd one is not.
 fn key(number: u64) -> [u8; 16] {
-    let mut key = *b"key:00000000....";
+    let mut key = *b"bench:k:........";
     let (_, tail) = key.split_at_mut(8);
     tail.copy_from_slice(&number.to_be_bytes());
     key
@@ -118,10 +123,7 @@ fn reads(criterion: &mut Criterion, place: Place) {
     });
     criterion.bench_function(&place.name("get_absent"), |b| {
         b.iter(|| {
-            let mut absent = bench.next_key();
-            if let Some(last) = absent.first_mut() {
-                *last = b'l';
-            }
+            let absent = key(2 * bench.next_number() + 1);
             let found = block_on(bench.db.get(absent).into_future()).expect("a get succeeds");
             assert!(black_box(found).is_none());
         });
@@ -135,7 +137,7 @@ fn reads(criterion: &mut Criterion, place: Place) {
     });
     criterion.bench_function(&place.name("scan_100"), |b| {
         b.iter(|| {
-            let from = bench.next_key().min(key(KEYS - 100));
+            let from = bench.next_key().min(key(2 * (KEYS - 100)));
             let mut rows = bench.db.range(from..).limit(100);
             let mut count = 0;
             while let Some(row) = block_on(rows.try_next()).expect("a row is read") {
