@@ -29,7 +29,7 @@ use crate::batch;
 use crate::compaction::job::{self, Context};
 use crate::compaction::policy::Shape;
 use crate::error::{Error, ErrorKind, Result};
-use crate::filename::FileName;
+use crate::filename::{FileName, FileNumber};
 use crate::filter::key_hash;
 use crate::iter::Direction;
 use crate::key::{SeqNo, Trailer};
@@ -131,8 +131,17 @@ async fn recover(env: Env, dir: PathBuf, settings: Settings, lock: LockFile) -> 
             stream: wal.stream,
         })
         .collect();
+    // What earlier failed opens left behind must not pile up; segments may yet be proof.
+    let segments_found = wals_in(&env, &dir).await?;
+    versions.remove_orphans(&segments_found).await?;
     let replayed =
         replay::replay(&env, &dir, &refs, recovered.flushed_seqno, &mut replayer).await?;
+    for number in segments_found {
+        let is_named = refs.iter().any(|named| named.id.number == number);
+        if !is_named {
+            replay::prove_behind(&env, &dir, number, replayed.last_seqno).await?;
+        }
+    }
     replayer.flush().await?;
     let (tables_added, opened) = (replayer.added, replayer.opened);
     tracing::info!(
@@ -191,6 +200,19 @@ async fn recover(env: Env, dir: PathBuf, settings: Settings, lock: LockFile) -> 
     });
     core.resize_cache();
     Ok(core)
+}
+
+/// The numbers of all WAL segments in the directory, named in the manifest or not.
+async fn wals_in(env: &Env, dir: &Path) -> Result<Vec<FileNumber>> {
+    let entries = env.fs().list_dir(dir).await?;
+    let files = entries.iter().filter(|entry| entry.is_file);
+    Ok(files
+        .filter_map(|entry| FileName::parse(&entry.name))
+        .filter_map(|name| match name {
+            FileName::Wal(number) => Some(number),
+            _ => None,
+        })
+        .collect())
 }
 
 /// Collects replayed commits in a memtable and writes it out whenever it is full.

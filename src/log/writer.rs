@@ -222,3 +222,6 @@ pub(crate) fn segment_bytes_for(payload_bytes: usize) -> u64 {
     let records = record_bytes(payload_bytes).next_multiple_of(ALIGN);
     SEGMENT_HEADER_BYTES as u64 + records + RESERVE_BYTES
 }
+
+#[cfg(test)]
+mod tests;

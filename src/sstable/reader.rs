@@ -49,6 +49,14 @@ pub(crate) enum Lookup {
     Blocked(usize),
 }
 
+/// What is not data in a table, checked.
+pub(super) struct Metadata {
+    index: Index,
+    filter: Filter,
+    /// Where the properties block begins: what the table's checksum covers ends there.
+    pub(super) properties_at: u64,
+}
+
 /// How the blocks of an open file are read.
 #[derive(Clone, Copy)]
 pub(super) struct BlockReader<'a> {
@@ -84,7 +92,7 @@ impl Table {
             return Err(Error::corruption(path, found.min(meta.file_bytes), what));
         }
         let reader = BlockReader { file: &file, meta: &meta };
-        let (index, filter) = match reader.metadata().await {
+        let Metadata { index, filter, .. } = match reader.metadata().await {
             Err(error) if is_worth_repeating(&error) => reader.metadata().await?,
             result => result?,
         };
@@ -336,7 +344,7 @@ impl<'a> BlockReader<'a> {
     }
 
     /// Reads and checks all that is not data.
-    async fn metadata(&self) -> Result<(Index, Filter)> {
+    pub(super) async fn metadata(&self) -> Result<Metadata> {
         let file = self.file_ref();
         let size = self.meta.file_bytes;
         let Some(footer_at) = size.checked_sub(FOOTER_BYTES as u64) else {
@@ -368,6 +376,6 @@ impl<'a> BlockReader<'a> {
             let what = "properties block: it contradicts the manifest";
             return Err(file.corruption(footer.properties.offset, what));
         }
-        Ok((index, filter))
+        Ok(Metadata { index, filter, properties_at: footer.properties.offset })
     }
 }
