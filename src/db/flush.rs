@@ -35,6 +35,11 @@ pub(super) async fn run(core: Arc<Core>) {
         if core.is_closed() || core.pipeline.failure().is_some() {
             return;
         }
+        if core.throttle.is_waited_for() && core.oldest_sealed().is_none() {
+            // The credits that somebody waits for are in the active memtable. When sealing is
+            // refused the pipeline has failed or is closing, and the loop ends.
+            core.pipeline.seal().ok();
+        }
         let Some((memtable, next)) = core.oldest_sealed() else {
             listener.await;
             continue;

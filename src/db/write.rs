@@ -277,7 +277,9 @@ impl WriteFuture {
             return State::Append;
         }
         if self.may_wait {
-            return State::Credits(self.core.throttle.acquire(self.memory_bytes));
+            let acquire = self.core.throttle.acquire(self.memory_bytes);
+            self.core.pipeline.want_flush();
+            return State::Credits(acquire);
         }
         State::Refused(would_stall())
     }
@@ -287,6 +289,9 @@ impl WriteFuture {
         match self.append_record() {
             Ok(ticket) => {
                 self.insert(&ticket);
+                if self.core.throttle.is_waited_for() {
+                    self.core.pipeline.want_flush();
+                }
                 State::Published(ticket)
             }
             Err(Refused::NoSegment(listener)) if self.may_wait => State::Segment(listener),
