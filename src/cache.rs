@@ -251,26 +251,28 @@ mod tests {
     fn concurrent_misses_load_once_and_failures_are_not_kept() {
         let cache = Strings::new(100_000);
         let loads = Arc::new(AtomicUsize::new(0));
+        let (fire, gate) = oneshot::channel::<()>();
+        let gate = gate.shared();
         let load = |answer: Result<String>| {
-            let loads = loads.clone();
+            let (loads, gate) = (loads.clone(), gate.clone());
             async move {
                 loads.fetch_add(1, Ordering::Relaxed);
-                futures::pending!();
+                gate.await.unwrap();
+                if answer.is_ok() {
+                    futures::pending!();
+                }
                 answer
             }
-        };
-        let kick = async {
-            // `pending!` gives no wake-up; polling again is what this line is for.
         };
         block_on(async {
             let a = cache.get_or_load(1, load(Err(Error::closed())));
             let b = cache.get_or_load(1, load(Ok("second".into())));
             pin_mut!(a, b);
-            assert!(poll!(a.as_mut()).is_pending());
-            kick.await;
+            assert!(poll!(a.as_mut()).is_pending() && poll!(b.as_mut()).is_pending());
+            fire.send(()).unwrap();
             let (a, b) = join!(a, b);
             assert!(a.is_err() && b.is_err(), "both waited for the first load");
-            assert_eq!(cache.get_or_load(1, load(Ok("x".into()))).now_or_never(), None);
+            assert!(cache.get_or_load(1, load(Ok("x".into()))).now_or_never().is_none());
         });
         assert_eq!(loads.load(Ordering::Relaxed), 2);
         assert!(cache.state.loads.lock().running.is_empty(), "the dropped load left");

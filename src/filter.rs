@@ -18,6 +18,8 @@ const LINE_BITS: u64 = 512;
 const LINE_BYTES: usize = 64;
 /// A bound far above every sensible filter, so that its length fits a block handle.
 const LINES_MAX: u64 = 1 << 24;
+/// The largest encoded filter.
+pub(crate) const FILTER_BYTES_MAX: usize = (1 << 24) * LINE_BYTES + 1;
 /// More probes than this cost time without excluding more: the line itself is the limit.
 const PROBES_MAX: u8 = 16;
 /// An odd number near 2^32 divided by the golden ratio: successive products spread the probes.
@@ -70,6 +72,12 @@ impl FilterBuilder {
     /// The number of keys.
     pub(crate) fn keys(&self) -> usize {
         self.hashes.len()
+    }
+
+    /// The size of the encoded filter if it were finished now.
+    pub(crate) fn estimated_bytes(&self, bits_per_key: f64) -> usize {
+        let lines = lines_for(self.hashes.len(), bits_per_key);
+        usize::try_from(lines).map_or(0, |lines| lines * LINE_BYTES + 1)
     }
 
     /// The encoded filter; empty when `bits_per_key` is 0 or there are no keys.

@@ -88,8 +88,8 @@ pub(crate) struct Outcome {
     pub(crate) opened: Vec<Arc<Table>>,
 }
 
-/// Merges the inputs of `choice`, which was picked for `version` or an earlier version since which
-/// nothing but flushes happened.
+/// Merges the inputs of `choice`, which was picked for `version` or for an earlier one that had the
+/// same input runs: flushes, and merges that the picker allows beside this one, leave them alone.
 ///
 /// # Errors
 ///
@@ -114,6 +114,7 @@ pub(crate) async fn run(ctx: &Context<'_>, version: &Version, choice: &Choice) -
         let mut merge = Merge::new(sources, Direction::Forward);
         let retain = Retain::new(ctx.snapshots.clone(), choice.bottommost);
         let mut output = Output::new(ctx, choice.filter_bits_per_key, &cuts);
+        output.blamed = rewritten.first().map_or(0, |table| table.meta().number);
         let mut merged = output.fill(&mut merge, Some(retain)).await;
         if merged.is_ok() {
             merged = check_entries(ctx.dir, &rewritten, output.entries_seen);
@@ -204,7 +205,7 @@ fn sources(runs: &[Arc<Run>], moved: &[FileNumber]) -> Vec<Box<dyn Source>> {
     sources
 }
 
-/// Invariant 5.
+/// Invariant 5, counted.
 fn check_entries(dir: &Path, rewritten: &[Arc<Table>], seen: u64) -> Result<()> {
     let promised: u64 = rewritten.iter().map(|table| table.meta().entries).sum();
     match rewritten.first() {
@@ -228,6 +229,8 @@ struct Output<'a> {
     last: KeyBuf,
     finished: Vec<TableMeta>,
     entries_seen: u64,
+    /// The table to name when the entries make no sense; 0 for a flush, which has none.
+    blamed: FileNumber,
     /// Bytes since the last report of progress.
     work: u64,
 }
@@ -249,6 +252,7 @@ impl<'a> Output<'a> {
             last: KeyBuf::new(),
             finished: Vec::new(),
             entries_seen: 0,
+            blamed: 0,
             work: 0,
         }
     }
@@ -264,9 +268,11 @@ impl<'a> Output<'a> {
                     let entry = source.entry();
                     self.entries_seen += 1;
                     self.work += ENTRY_BYTES + (entry.key.len() + entry.value.len()) as u64;
-                    let is_kept =
-                        retain.as_mut().is_none_or(|rule| rule.keep(entry.key, entry.trailer));
-                    if is_kept {
+                    let is_kept = match &mut retain {
+                        Some(rule) => rule.keep(entry.key, entry.trailer),
+                        None => Some(true),
+                    };
+                    if is_kept.ok_or_else(|| self.disorder())? {
                         if self.begins_table(entry.key) {
                             self.finish_table().await?;
                         }
@@ -283,6 +289,13 @@ impl<'a> Output<'a> {
                 }
             }
         }
+    }
+
+    /// Entries came in no order.
+    fn disorder(&self) -> Error {
+        let path = FileName::Table(self.blamed).in_dir(self.ctx.dir);
+        let what = "the entries of this and other tables are out of order";
+        Error::corruption(path, 0, what)
     }
 
     /// Whether `key` must not go to the table being written.

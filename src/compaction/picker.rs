@@ -66,14 +66,29 @@ pub(crate) fn pick_all(tree: &Tree<'_>, shape: &Shape) -> Option<Choice> {
     Some(choice)
 }
 
-/// Level 0 has more than K runs.
-fn pick_level_0(tree: &Tree<'_>, shape: &Shape) -> Choice {
-    let runs = tree.level(0);
-    assert!(runs.len() > shape.runs_upper, "level 0 needs no merge");
-    let largest = runs.iter().map(RunView::bytes).max().unwrap_or(0);
-    let unit = shape.with_flushes_of(largest);
-    // The newest runs, and older ones as long as they are no larger than what is gathered.
-    let needed = runs.len() - shape.runs_upper + 1;
+/// A merge that may run beside `running`: of runs that were flushed since, within level 0. So
+/// level 0 does not grow without bound while a long merge goes on.
+///
+/// The inputs are newer than all of the other merge's, whose own stand in level 0 perhaps until it
+/// is done: a deeper output would stand behind them.
+pub(crate) fn pick_beside(tree: &Tree<'_>, shape: &Shape, running: &Choice) -> Option<Choice> {
+    tree.check();
+    let later: Vec<&RunView<'_>> =
+        tree.level(0).iter().filter(|run| run.id > running.output_run).collect();
+    if later.len() <= shape.runs_upper {
+        return None;
+    }
+    let (count, _) = gather(&later, later.len() - shape.runs_upper + 1);
+    let choice = choose(tree, shape, 0, count, OutputLevel::Fixed(0));
+    assert!(!choice.bottommost, "the inputs of a running merge are gone");
+    assert!(choice.inputs.iter().all(|input| !running.inputs.contains(input)));
+    Some(choice)
+}
+
+/// The newest runs, `needed` at least, and older ones as long as they are no larger than what is
+/// gathered: their number and bytes.
+fn gather(runs: &[&RunView<'_>], needed: usize) -> (usize, u64) {
+    assert!(needed >= 2 && needed <= runs.len(), "{needed} of {} runs", runs.len());
     let (mut count, mut bytes) = (0, 0);
     for run in runs {
         if count >= needed && run.bytes() > bytes {
@@ -82,6 +97,17 @@ fn pick_level_0(tree: &Tree<'_>, shape: &Shape) -> Choice {
         count += 1;
         bytes += run.bytes();
     }
+    (count, bytes)
+}
+
+/// Level 0 has more than K runs.
+fn pick_level_0(tree: &Tree<'_>, shape: &Shape) -> Choice {
+    let runs = tree.level(0);
+    assert!(runs.len() > shape.runs_upper, "level 0 needs no merge");
+    let largest = runs.iter().map(RunView::bytes).max().unwrap_or(0);
+    let unit = shape.with_flushes_of(largest);
+    let needed = runs.len() - shape.runs_upper + 1;
+    let (count, bytes) = gather(&runs.iter().collect::<Vec<_>>(), needed);
     let fits_share = {
         let newest: u64 = runs.iter().take(needed).map(RunView::bytes).sum();
         newest <= unit.run_capacity(0)

@@ -13,6 +13,8 @@
 //!
 //! Entries come in internal key order: newest version of a key first.
 
+use std::cmp::Ordering;
+
 use crate::key::{KeyBuf, SeqNo, Trailer, ValueKind};
 
 /// The rule as a filter over a sorted stream of entries.
@@ -36,27 +38,30 @@ impl Retain {
         Retain { snapshots, bottommost, key: None, previous: None }
     }
 
-    /// Whether the next entry survives. Every entry of the stream must be asked for, in order.
-    pub(crate) fn keep(&mut self, key: &[u8], trailer: Trailer) -> bool {
-        let stratum = self.snapshots.partition_point(|&seqno| seqno < trailer.seqno());
-        if self.key.as_deref() != Some(key) {
-            debug_assert!(self.key.as_deref().is_none_or(|k| k < key), "keys out of order");
-            self.previous = None;
+    /// Whether the next entry survives; `None` when it does not sort behind the entry before.
+    /// Every entry of the stream must be asked for, in order.
+    pub(crate) fn keep(&mut self, key: &[u8], trailer: Trailer) -> Option<bool> {
+        let order = self.key.as_deref().map_or(Ordering::Less, |before| before.cmp(key));
+        let previous = self.previous.take().filter(|_| order == Ordering::Equal);
+        let is_behind = previous.is_none_or(|(_, newer)| newer > trailer);
+        if order == Ordering::Greater || !is_behind {
+            return None;
+        }
+        if order == Ordering::Less {
             let slot = self.key.get_or_insert_with(KeyBuf::new);
             slot.clear();
             slot.extend_from_slice(key);
         }
-        let previous = self.previous.replace((stratum, trailer));
-        if let Some((_, newer)) = previous {
-            assert!(newer > trailer, "versions of a key out of order: {newer:?}, {trailer:?}");
-        }
+        let stratum = self.snapshots.partition_point(|&seqno| seqno < trailer.seqno());
+        assert!(stratum <= self.snapshots.len());
+        self.previous = Some((stratum, trailer));
         if stratum == self.snapshots.len() {
             // Above the newest visible seqno: any of these may be the newest for a coming reader.
-            return true;
+            return Some(true);
         }
         let is_shadowed = previous.is_some_and(|(newer, _)| newer == stratum);
         let is_void = self.bottommost && stratum == 0 && trailer.kind() == ValueKind::Delete;
-        !is_shadowed && !is_void
+        Some(!is_shadowed && !is_void)
     }
 }
 
@@ -80,7 +85,7 @@ mod tests {
 
     fn run(versions: &Versions, snapshots: &[SeqNo], bottommost: bool) -> Versions {
         let mut retain = Retain::new(snapshots.to_vec(), bottommost);
-        versions.iter().filter(|(k, t)| retain.keep(k, *t)).cloned().collect()
+        versions.iter().filter(|(k, t)| retain.keep(k, *t).unwrap()).cloned().collect()
     }
 
     fn versions(text: &str) -> Versions {

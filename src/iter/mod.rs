@@ -10,6 +10,9 @@
 pub(crate) mod merge;
 pub(crate) mod visible;
 
+#[cfg(test)]
+mod tests;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 

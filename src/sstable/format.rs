@@ -4,31 +4,35 @@
 //! A table is its data blocks, then filter block, index block, properties block and footer, with
 //! nothing between them. All integers are little-endian; varints as in `codec`.
 //!
-//! Every block stands as its stored bytes followed by a trailer:
+//! Every block stands as its stored bytes followed by a trailer, whose CRC32C covers the stored
+//! bytes, the compression, the kind of block, the file number and the offset of the block:
 //!
 //! | offset | size | field | reader's duty |
 //! |---|---|---|---|
 //! | 0 | stored | the block, compressed or not | |
 //! | stored | 1 | compression: 0 none, 1 LZ4 (data blocks only) | unknown: corruption |
-//! | stored + 1 | 4 | CRC32C of stored bytes, compression, kind of block, file number, offset | mismatch: read again once, then corruption |
+//! | stored + 1 | 4 | CRC32C | mismatch: read again once, then corruption |
 //!
 //! A data block, uncompressed; `n` entries, at least one:
 //!
 //! | size | field | reader's duty |
 //! |---|---|---|
-//! | any | entries without gaps: varint key length, varint value length, u64 trailer (seqno << 8 or kind), key, value | lengths within limits and block |
-//! | 2 n | start of each entry; the first is 0 | ascending, each where the entry before ends |
+//! | any | entries without gaps, as below | lengths within limits and block |
+//! | 2 n | start of each entry; the first is 0 | each where the entry before ends |
 //! | n | tag of each entry: bits 32..40 of the key's hash | a hint: no duty |
 //! | 2 | n | consistent with the block's length |
+//!
+//! An entry is varint key length, varint value length, u64 trailer (seqno and kind as `key` packs
+//! them), key, value. The value of a tombstone is empty.
 //!
 //! The index block; `n` data blocks, in file order:
 //!
 //! | size | field | reader's duty |
 //! |---|---|---|
 //! | 4 | n | at least 1, consistent with the block's length |
-//! | 16 n | handle of each block: u64 offset, u32 stored bytes, u32 raw bytes | blocks follow each other from offset 0 to the filter block |
-//! | 8 n | trailer of each separator | separators ascending |
-//! | 4 n | end of each separator's user key in the bytes that follow | ascending |
+//! | 16 n | handle of each block: u64 offset, u32 stored, u32 raw bytes | blocks adjoin from 0 |
+//! | 8 n | trailer of each separator | separators ascend |
+//! | 4 n | end of each separator's user key in what follows | ascending |
 //! | any | user keys of the separators | last end = length |
 //!
 //! A separator is an internal key above every entry of the block before, and not above the first
@@ -65,6 +69,8 @@ use bytes::Bytes;
 use crate::codec::{Cursor, Sink, crc32c, crc32c_append};
 use crate::error::{Error, ErrorKind, Result};
 use crate::filename::FileNumber;
+use crate::filter::FILTER_BYTES_MAX;
+use crate::key::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 
 /// The version that is written, and the newest that is read.
 pub(crate) const FORMAT_VERSION: u32 = 1;
@@ -74,6 +80,8 @@ pub(crate) const FOOTER_BYTES: usize = 72;
 pub(crate) const BLOCK_TRAILER_BYTES: usize = 5;
 /// Blocks above this size are stored as they are, so that a reader can bound what it unpacks.
 pub(crate) const COMPRESS_BYTES_MAX: usize = 64 << 20;
+/// The largest data block: one entry of the largest key and value.
+pub(crate) const BLOCK_BYTES_MAX: usize = KEY_BYTES_MAX + VALUE_BYTES_MAX + 64;
 /// LZ4 cannot do better; a block that claims to is not one of ours.
 const LZ4_RATIO_MAX: usize = 255;
 const MAGIC: u64 = u64::from_le_bytes(*b"seerdb\0T");
@@ -263,6 +271,9 @@ impl Footer {
             && footer.properties.end() == Some(offset);
         if version == 0 || !adjoin {
             return Err(bad("its blocks do not adjoin"));
+        }
+        if footer.filter.stored as usize > FILTER_BYTES_MAX {
+            return Err(bad("no filter is that large"));
         }
         Ok(footer)
     }

@@ -4,6 +4,10 @@
 //! 1. Separators ascend as internal keys; block `i` holds exactly the entries from separator `i`
 //!    up to, and without, separator `i + 1`.
 //! 2. Handles adjoin: block 0 at offset 0, every block where the one before ends.
+//! 3. All user keys of separators share their first `prefix` bytes; `windows` are the eight bytes
+//!    that follow, big-endian and padded with zeros: they ascend, not strictly. Where two windows
+//!    are equal only the keys themselves tell. Both are derived from the keys when a table is
+//!    opened, never read from the file.
 
 use std::cmp::Ordering;
 use std::ops::Range;
@@ -11,7 +15,7 @@ use std::ops::Range;
 use crate::codec::{Cursor, Sink};
 use crate::key::{KEY_BYTES_MAX, Trailer};
 
-use super::format::Handle;
+use super::format::{BLOCK_BYTES_MAX, Handle};
 
 /// The trailer before all versions of a key.
 const BEFORE_ALL: u64 = u64::MAX;
@@ -79,16 +83,33 @@ pub(crate) struct Index {
     trailers: Box<[u64]>,
     ends: Box<[u32]>,
     keys: Box<[u8]>,
+    prefix: usize,
+    windows: Box<[u64]>,
+}
+
+/// The first eight bytes of `key` as a number that sorts like them.
+fn window(key: &[u8]) -> u64 {
+    match key.first_chunk::<8>() {
+        Some(bytes) => u64::from_be_bytes(*bytes),
+        None => {
+            let mut bytes = [0; 8];
+            bytes.iter_mut().zip(key).for_each(|(slot, byte)| *slot = *byte);
+            u64::from_be_bytes(bytes)
+        }
+    }
 }
 
 impl Index {
     /// The index that `bytes` hold, for data blocks that fill the file up to `data_end`.
     pub(crate) fn decode(bytes: &[u8], data_end: u64) -> Result<Index, &'static str> {
-        let index = Index::fields(bytes).ok_or("its count contradicts its length")?;
+        let mut index = Index::fields(bytes).ok_or("its count contradicts its length")?;
         let mut offset = Some(0);
         for handle in &index.handles {
             if Some(handle.offset) != offset {
                 return Err("the data blocks do not adjoin");
+            }
+            if handle.raw as usize > BLOCK_BYTES_MAX || handle.stored > handle.raw {
+                return Err("a data block is larger than any can be");
             }
             offset = handle.end();
         }
@@ -97,7 +118,8 @@ impl Index {
         }
         let mut from = 0;
         for &end in &index.ends {
-            if end < from || end as usize > index.keys.len() || end - from > KEY_BYTES_MAX as u32 {
+            let inside = from <= end && end as usize <= index.keys.len();
+            if !inside || (end - from) as usize > KEY_BYTES_MAX {
                 return Err("the ends of its keys are out of order");
             }
             from = end;
@@ -106,7 +128,19 @@ impl Index {
             return Err("there are bytes behind its keys");
         }
         let ascending = (1..index.len()).all(|i| index.order(i - 1, i) == Ordering::Less);
-        ascending.then_some(index).ok_or("its separators are out of order")
+        if !ascending {
+            return Err("its separators are out of order");
+        }
+        index.derive_windows();
+        Ok(index)
+    }
+
+    fn derive_windows(&mut self) {
+        // The keys are sorted: what the first and the last share, all share.
+        let (first, last) = (self.key(0), self.key(self.len() - 1));
+        self.prefix = first.iter().zip(last).take_while(|(a, b)| a == b).count();
+        let rest = |block| self.key(block).get(self.prefix..).unwrap_or_default();
+        self.windows = (0..self.len()).map(|block| window(rest(block))).collect();
     }
 
     fn fields(bytes: &[u8]) -> Option<Index> {
@@ -122,6 +156,8 @@ impl Index {
             trailers: trailers.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b)).collect(),
             ends: ends.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect(),
             keys: keys.into(),
+            prefix: 0,
+            windows: Box::default(),
         };
         (count > 0).then_some(index)
     }
@@ -158,18 +194,35 @@ impl Index {
     /// the one where entries from it on begin, unless they begin with the next block. `None` when
     /// the target is before the table.
     pub(crate) fn find(&self, key: &[u8], trailer: Trailer) -> Option<usize> {
-        let target = trailer.to_u64();
-        let (mut low, mut high) = (0, self.len());
+        self.rank(key, trailer.to_u64()).checked_sub(1)
+    }
+
+    /// The number of separators that are not above the key with this trailer.
+    fn rank(&self, key: &[u8], trailer: u64) -> usize {
+        let prefix = self.key(0).get(..self.prefix).unwrap_or_default();
+        let (head, rest) = key.split_at_checked(self.prefix).unwrap_or((key, &[]));
+        match head.cmp(prefix) {
+            Ordering::Less => return 0,
+            Ordering::Greater => return self.len(),
+            Ordering::Equal => {}
+        }
+        let window = window(rest);
+        let mut low = self.windows.partition_point(|w| *w < window);
+        let ties = self.windows.get(low..).unwrap_or_default();
+        if ties.first() != Some(&window) {
+            return low;
+        }
+        let mut high = low + ties.partition_point(|w| *w == window);
         while low < high {
             let middle = low + (high - low) / 2;
             let above = match self.key(middle).cmp(key) {
                 Ordering::Less => false,
-                Ordering::Equal => self.trailer(middle) < target,
+                Ordering::Equal => self.trailer(middle) < trailer,
                 Ordering::Greater => true,
             };
             if above { high = middle } else { low = middle + 1 }
         }
-        low.checked_sub(1)
+        low
     }
 
     /// Whether `block` begins with an older version of `key` than those at the end of the block
@@ -216,6 +269,90 @@ impl Index {
         size_of_val(&*self.handles)
             + size_of_val(&*self.trailers)
             + size_of_val(&*self.ends)
+            + size_of_val(&*self.windows)
             + self.keys.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::key::{SEQNO_MAX, ValueKind, compare};
+
+    /// Keys that share prefixes, windows and zero padding as awkwardly as possible.
+    fn any_key() -> impl Strategy<Value = Vec<u8>> {
+        let tail = prop::collection::vec(prop::sample::select(vec![0u8, 1, b'a', 0xFF]), 0..12);
+        let head = prop::sample::select(vec![&b""[..], b"a", b"aaaaaaaa", &[0xFF; 8], &[0; 8]]);
+        (head, tail).prop_map(|(head, tail)| [head, &tail].concat())
+    }
+
+    fn build(firsts: &[(Vec<u8>, Trailer)]) -> Index {
+        let mut builder = IndexBuilder::default();
+        let mut last: Option<&[u8]> = None;
+        for (at, (key, trailer)) in firsts.iter().enumerate() {
+            builder.begin_block(last, key, *trailer);
+            builder.end_block(Handle { offset: at as u64 * 15, stored: 10, raw: 10 });
+            last = Some(key);
+        }
+        Index::decode(&builder.finish(), firsts.len() as u64 * 15).unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1500))]
+
+        /// Every block holds one entry here, so that separators stand as close as they can.
+        #[test]
+        fn find_agrees_with_counting(
+            prefix in prop::collection::vec(any::<u8>(), 0..12),
+            firsts in prop::collection::vec((any_key(), 0u64..4), 1..40),
+            asked in prop::collection::vec((any_key(), 0u64..5), 1..20),
+        ) {
+            let entry = |(key, seqno): &(Vec<u8>, u64)| {
+                ([&prefix, key.as_slice()].concat(), Trailer::new(*seqno, ValueKind::Put))
+            };
+            let mut all: Vec<_> = firsts.iter().map(entry).collect();
+            all.sort_by(|a, b| compare((&a.0, a.1), (&b.0, b.1)));
+            all.dedup();
+            let index = build(&all);
+            let outside = asked.iter().map(|(key, s)| (key.clone(), Trailer::seek(*s)));
+            let inside = asked.iter().map(entry);
+            for (key, trailer) in all.iter().cloned().chain(outside).chain(inside) {
+                let target = (key.as_slice(), trailer);
+                let found = index.find(&key, trailer);
+                // Block i holds the entries from its own first up to the next one's first.
+                if let Some(at) = all.iter().position(|(k, t)| (k.as_slice(), *t) == target) {
+                    prop_assert_eq!(found, Some(at));
+                }
+                // What is not above the separators counts, whichever way it is counted.
+                let rank = (0..index.len())
+                    .filter(|&at| {
+                        let order = index.key(at).cmp(&key);
+                        let older = index.trailer(at).cmp(&trailer.to_u64());
+                        order.then(older.reverse()).is_le()
+                    })
+                    .count();
+                prop_assert_eq!(found, rank.checked_sub(1));
+            }
+        }
+    }
+
+    #[test]
+    fn separators_are_short_and_versions_keep_their_key() {
+        let put = |key: &[u8], seqno| (key.to_vec(), Trailer::new(seqno, ValueKind::Put));
+        let index =
+            build(&[put(b"apple", 9), put(b"apricot", 8), put(b"apricot", 5), put(b"banana", 1)]);
+        let keys: Vec<_> = (0..4).map(|at| index.key(at)).collect();
+        assert_eq!(keys, [&b"apple"[..], b"apr", b"apricot", b"b"]);
+        assert!(index.continues(2, b"apricot") && !index.continues(1, b"apr"));
+        assert_eq!(index.find(b"apricot", Trailer::seek(SEQNO_MAX)), Some(1));
+        assert_eq!(index.find(b"apricot", Trailer::seek(7)), Some(1));
+        assert_eq!(index.find(b"apricot", Trailer::seek(5)), Some(1));
+        assert_eq!(index.find(b"apricot", Trailer::seek(4)), Some(2));
+        assert_eq!(index.find(b"appl", Trailer::seek(4)), None);
+        assert_eq!(index.span_up(1, 31), 1..3);
+        assert_eq!(index.span_down(1, 1), 1..2);
+        assert_eq!(index.span_down(3, 1000), 0..4);
     }
 }

@@ -3,7 +3,8 @@
 //! Invariants:
 //! 1. Between calls the iterator is at an entry of `block`, at the end, or blocked on the block
 //!    that (`table`, `number`) names; `target` is what it still has to find there.
-//! 2. It holds at most one block and one window of bytes read ahead, whatever the run's size.
+//! 2. It holds at most one block, one window of bytes read ahead and, when streaming, one read of
+//!    the window behind it, whatever the run's size.
 //! 3. A window is only a hint: what cannot be taken from it is read again on its own, and only
 //!    that read reports errors.
 
@@ -12,6 +13,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::FutureExt;
+use parking_lot::Mutex;
 use seerdb_io::File;
 
 use crate::error::Result;
@@ -19,6 +22,7 @@ use crate::iter::{Direction, Entry, Position, Source};
 use crate::key::{KeyBuf, Trailer};
 
 use super::block::EntryAt;
+use super::reader::Read;
 use super::{Block, BlockCache, BlockId, Run, Table};
 
 /// How many loads in a row, one block after the other, make a scan that deserves reading ahead.
@@ -59,17 +63,38 @@ pub(crate) struct RunIter {
     entry: Option<EntryAt>,
     target: Option<(KeyBuf, Trailer)>,
     window: Option<Window>,
+    /// Locked by nobody: the mutex makes the iterator `Sync`, which a pending read is not.
+    ahead: Option<Mutex<Ahead>>,
     /// The streaming handle of the table that it belongs to.
     background: Option<(usize, File)>,
     streak: u32,
 }
 
-/// Adjoining blocks of one table, read at once.
-struct Window {
+/// Adjoining blocks of one table.
+#[derive(Clone)]
+struct Span {
     table: usize,
     blocks: Range<usize>,
+}
+
+impl Span {
+    fn contains(&self, table: usize, block: usize) -> bool {
+        self.table == table && self.blocks.contains(&block)
+    }
+}
+
+/// Blocks that were read at once.
+struct Window {
+    span: Span,
+    /// The offset of its first block.
     offset: u64,
     bytes: Bytes,
+}
+
+/// Blocks that are being read.
+struct Ahead {
+    span: Span,
+    read: Read,
 }
 
 impl RunIter {
@@ -87,6 +112,7 @@ impl RunIter {
             entry: None,
             target: None,
             window: None,
+            ahead: None,
             background: None,
             streak: 0,
         }
@@ -182,13 +208,14 @@ impl RunIter {
 
     fn block_in_window(&mut self) -> Option<Block> {
         let window = self.window.as_ref()?;
-        let here = window.table == self.table && window.blocks.contains(&self.number);
+        if !window.span.contains(self.table, self.number) {
+            return None;
+        }
         let table = self.table();
         let handle = table.index().handle(self.number);
-        let from = here.then(|| handle.offset.checked_sub(window.offset))??;
-        let from = usize::try_from(from).ok()?;
+        let from = usize::try_from(handle.offset.checked_sub(window.offset)?).ok()?;
         let bytes = window.bytes.slice(from..from + handle.file_bytes());
-        let mut block = table.source().decode_block(handle, &bytes).ok();
+        let mut block = table.reader().decode_block(handle, &bytes).ok();
         if let (Some(found), BlockSource::Cached { cache, fill: true }) = (&mut block, &self.source)
         {
             // In the cache a block must not keep its whole window in memory.
@@ -225,33 +252,70 @@ impl RunIter {
         }
     }
 
-    /// Reads `bytes` of adjoining blocks in the direction of the scan.
-    async fn read_window(&mut self, bytes: usize) -> Result<()> {
-        // The old window goes first: two of them would double the memory of a merge.
+    /// Makes the window hold the wanted block and what follows in the direction of the scan. A
+    /// read that fails leaves no window.
+    async fn read_window(&mut self, budget: usize) -> Result<()> {
+        // The old window goes first: it would add to the memory of a merge.
         self.window = None;
-        let table = self.table().clone();
-        let blocks = match self.direction {
-            Direction::Forward => table.index().span_up(self.number, bytes),
-            Direction::Reverse => table.index().span_down(self.number, bytes),
-        };
-        let first = table.index().handle(blocks.start);
-        let last = table.index().handle(blocks.end - 1);
-        let len = usize::try_from(last.offset - first.offset).unwrap_or(usize::MAX);
-        let len = len.saturating_add(last.file_bytes());
-        let mut source = table.source();
-        if matches!(self.source, BlockSource::ReadAhead { .. }) {
-            if self.background.as_ref().is_none_or(|(table, _)| *table != self.table) {
-                self.background = Some((self.table, table.open_background().await?));
-            }
-            if let Some((_, file)) = &self.background {
-                source.file = file;
-            }
+        let streams = matches!(self.source, BlockSource::ReadAhead { .. });
+        if streams && self.background.as_ref().is_none_or(|(table, _)| *table != self.table) {
+            self.background = Some((self.table, self.table().open_background().await?));
         }
-        // A read that fails here is tried again for the one block that is wanted.
-        if let Ok(bytes) = source.bytes(first.offset, len).await {
-            self.window = Some(Window { table: self.table, blocks, offset: first.offset, bytes });
+        let (table, number) = (self.table, self.number);
+        let wanted = |ahead: &mut Mutex<Ahead>| ahead.get_mut().span.contains(table, number);
+        if !self.ahead.as_mut().is_some_and(wanted) {
+            self.ahead = Some(Mutex::new(self.start(self.span(self.number, budget))));
+        }
+        if let Some(ahead) = &mut self.ahead {
+            ahead.get_mut().read.wait().await;
+        }
+        if let Some(Ahead { span, read }) = self.ahead.take().map(Mutex::into_inner) {
+            let offset = self.table().index().handle(span.blocks.start).offset;
+            let bytes = read.finish(self.table().reader().file_ref()).ok();
+            self.window = bytes.map(|bytes| Window { span: span.clone(), offset, bytes });
+            if streams {
+                self.start_ahead(&span, budget);
+            }
         }
         Ok(())
+    }
+
+    /// Starts to read what follows a window, so that the disk works while the window is used.
+    fn start_ahead(&mut self, window: &Span, budget: usize) {
+        let next = match self.direction {
+            Direction::Forward => Some(window.blocks.end),
+            Direction::Reverse => window.blocks.start.checked_sub(1),
+        };
+        if let Some(next) = next.filter(|&next| next < self.table().blocks()) {
+            let mut ahead = self.start(self.span(next, budget));
+            // The first poll starts it; whether it is done already does not matter.
+            let _: Option<()> = ahead.read.wait().now_or_never();
+            self.ahead = Some(Mutex::new(ahead));
+        }
+    }
+
+    /// As many blocks from `block` on, in the direction of the scan, as fit `bytes`.
+    fn span(&self, block: usize, bytes: usize) -> Span {
+        let index = self.table().index();
+        let blocks = match self.direction {
+            Direction::Forward => index.span_up(block, bytes),
+            Direction::Reverse => index.span_down(block, bytes),
+        };
+        Span { table: self.table, blocks }
+    }
+
+    /// A read of the blocks of `span`, in the table that the iterator is in.
+    fn start(&self, span: Span) -> Ahead {
+        let table = self.table();
+        let first = table.index().handle(span.blocks.start);
+        let last = table.index().handle(span.blocks.end - 1);
+        let len = usize::try_from(last.offset - first.offset).unwrap_or(usize::MAX);
+        let len = len.saturating_add(last.file_bytes());
+        let mut reader = table.reader();
+        if let (BlockSource::ReadAhead { .. }, Some((_, file))) = (&self.source, &self.background) {
+            reader.file = file;
+        }
+        Ahead { span, read: reader.start(first.offset, len) }
     }
 }
 

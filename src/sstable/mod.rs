@@ -22,7 +22,7 @@ mod writer;
 use crate::cache::ByteCache;
 use crate::codec::{Cursor, Sink};
 use crate::filename::FileNumber;
-use crate::key::{KEY_BYTES_MAX, SEQNO_MAX, SeqNo};
+use crate::key::{KEY_BYTES_MAX, SEQNO_MAX, SeqNo, Trailer, ValueKind};
 
 pub(crate) use block::Block;
 pub(crate) use iter::{BlockSource, RunIter};
@@ -76,6 +76,36 @@ impl TableMeta {
         sink.put_varint(self.seqno_max);
         sink.put_slice(&self.smallest);
         sink.put_slice(&self.largest);
+    }
+
+    /// The description of a table without entries, to be completed by [`TableMeta::note`].
+    fn empty(number: FileNumber) -> TableMeta {
+        TableMeta {
+            number,
+            file_bytes: 0,
+            checksum: 0,
+            entries: 0,
+            tombstones: 0,
+            smallest: Vec::new(),
+            largest: Vec::new(),
+            seqno_min: SEQNO_MAX,
+            seqno_max: 0,
+        }
+    }
+
+    /// Takes the next entry of the table into account.
+    fn note(&mut self, key: &[u8], trailer: Trailer) {
+        if self.entries == 0 {
+            self.smallest = key.to_vec();
+        }
+        if self.largest != key {
+            self.largest.clear();
+            self.largest.extend_from_slice(key);
+        }
+        self.entries += 1;
+        self.tombstones += u64::from(trailer.kind() == ValueKind::Delete);
+        self.seqno_min = self.seqno_min.min(trailer.seqno());
+        self.seqno_max = self.seqno_max.max(trailer.seqno());
     }
 
     /// Reads what [`TableMeta::encode`] wrote; `None` when the bytes are no such thing.

@@ -8,12 +8,15 @@
 //! 4. The last drop of a retired table sends its name to the one who deletes files, once.
 
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use futures::channel::mpsc::UnboundedSender;
-use seerdb_io::{AlignedBuf, Class, File, Fs, OpenOptions};
+use futures::future::{MaybeDone, maybe_done};
+use seerdb_io::{AlignedBuf, BUF_ALIGN, BufResult, Class, File, Fs, Op, OpenOptions};
 
+use crate::cache::Weigh;
 use crate::codec::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::filename::FileName;
@@ -48,7 +51,7 @@ pub(crate) enum Lookup {
 
 /// How the blocks of an open file are read.
 #[derive(Clone, Copy)]
-pub(super) struct Source<'a> {
+pub(super) struct BlockReader<'a> {
     pub(super) file: &'a File,
     pub(super) meta: &'a TableMeta,
 }
@@ -80,9 +83,9 @@ impl Table {
                 format!("the table has {found} bytes, the manifest says {}", meta.file_bytes);
             return Err(Error::corruption(path, found.min(meta.file_bytes), what));
         }
-        let source = Source { file: &file, meta: &meta };
-        let (index, filter) = match source.metadata().await {
-            Err(error) if is_worth_repeating(&error) => source.metadata().await?,
+        let reader = BlockReader { file: &file, meta: &meta };
+        let (index, filter) = match reader.metadata().await {
+            Err(error) if is_worth_repeating(&error) => reader.metadata().await?,
             result => result?,
         };
         let fs = fs.clone();
@@ -131,8 +134,8 @@ impl Table {
         Ok(self.fs.open(self.path.clone(), options).await?)
     }
 
-    pub(super) fn source(&self) -> Source<'_> {
-        Source { file: &self.file, meta: &self.meta }
+    pub(super) fn reader(&self) -> BlockReader<'_> {
+        BlockReader { file: &self.file, meta: &self.meta }
     }
 
     /// Whether a key with this hash may be in the table; `false` is certain.
@@ -167,10 +170,10 @@ impl Table {
         block: usize,
     ) -> Result<Block> {
         let Some(cache) = cache else {
-            return self.source().block(self.index.handle(block)).await;
+            return self.reader().block(self.index.handle(block)).await;
         };
         let table = self.clone();
-        let load = async move { table.source().block(table.index.handle(block)).await };
+        let load = async move { table.reader().block(table.index.handle(block)).await };
         cache.load(BlockId { file: self.meta.number, block }, fill, load).await
     }
 
@@ -254,39 +257,56 @@ fn is_worth_repeating(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Corruption | ErrorKind::Io)
 }
 
-impl<'a> Source<'a> {
+/// A read under way.
+pub(super) struct Read {
+    op: MaybeDone<Op<BufResult>>,
+    /// Where the read begins in the file, `skip` bytes before what is wanted.
+    offset: u64,
+    skip: usize,
+    len: usize,
+}
+
+impl Read {
+    /// Waits for the read. Dropping the future leaves it under way, to be waited for again.
+    pub(super) async fn wait(&mut self) {
+        (&mut self.op).await;
+    }
+
+    /// What was read, once it was waited for; shares the buffer.
+    pub(super) fn finish(mut self, file: FileRef<'_>) -> Result<Bytes> {
+        let output = Pin::new(&mut self.op).take_output();
+        let (result, buf) = output.expect("the caller waited for the read");
+        let read = result?;
+        if read < self.skip + self.len {
+            let end = self.offset + read as u64;
+            return Err(file.corruption(end, "the table ends before its blocks do"));
+        }
+        Ok(buf.freeze().slice(self.skip..self.skip + self.len))
+    }
+}
+
+impl<'a> BlockReader<'a> {
     pub(super) fn file_ref(&self) -> FileRef<'a> {
         FileRef { path: self.file.path(), number: self.meta.number }
     }
 
     /// The `len` bytes at `offset`.
     pub(super) async fn bytes(&self, offset: u64, len: usize) -> Result<Bytes> {
-        // A direct file wants whole units; elsewhere the slack costs nothing worth a second path.
-        let skip = if self.file.is_direct() {
-            usize::try_from(offset % seerdb_io::BUF_ALIGN as u64).unwrap_or(0)
-        } else {
-            0
-        };
-        let mut wanted = skip + len;
+        let mut read = self.start(offset, len);
+        read.wait().await;
+        read.finish(self.file_ref())
+    }
+
+    /// A read of the `len` bytes at `offset`, to be polled.
+    pub(super) fn start(&self, offset: u64, len: usize) -> Read {
+        let (mut skip, mut wanted) = (0, len);
         if self.file.is_direct() {
-            wanted = wanted.next_multiple_of(seerdb_io::BUF_ALIGN);
+            skip = usize::try_from(offset % BUF_ALIGN as u64).unwrap_or(0);
+            wanted = (skip + len).next_multiple_of(BUF_ALIGN);
         }
-        let buf = AlignedBuf::zeroed(wanted);
-        let (result, mut buf) = self.file.read_at(buf, offset - skip as u64).await;
-        let read = result?;
-        if read < skip + len {
-            let end = offset - skip as u64 + read as u64;
-            return Err(self.file_ref().corruption(end, "the table ends before its blocks do"));
-        }
-        buf.truncate(skip + len);
-        // A block should not keep much more memory than it weighs.
-        if skip == 0 && buf.capacity() <= len + len / 8 {
-            return Ok(buf.freeze());
-        }
-        if len >= 64 << 10 {
-            return Ok(buf.freeze().slice(skip..));
-        }
-        Ok(Bytes::copy_from_slice(buf.get(skip..).unwrap_or_default()))
+        let offset = offset - skip as u64;
+        let op = maybe_done(self.file.read_at(AlignedBuf::zeroed(wanted), offset));
+        Read { op, offset, skip, len }
     }
 
     /// Reads a data block, twice if need be.
@@ -299,7 +319,12 @@ impl<'a> Source<'a> {
 
     async fn block_once(&self, handle: Handle) -> Result<Block> {
         let bytes = self.bytes(handle.offset, handle.file_bytes()).await?;
-        self.decode_block(handle, &bytes)
+        let block = self.decode_block(handle, &bytes)?;
+        // A block that shares its read buffer should not keep much more memory than it weighs.
+        let buffer = handle.file_bytes().next_multiple_of(BUF_ALIGN);
+        let wasteful = buffer.saturating_sub(block.weight()) > block.weight() / 8;
+        let shares = handle.stored == handle.raw;
+        Ok(if shares && wasteful { block.to_owned_bytes() } else { block })
     }
 
     /// The data block that stands as `bytes` at `handle`.

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use crate::codec::crc32c_append;
 use crate::error::{Error, Result};
 use crate::filter::{hash_tag, key_hash};
-use crate::key::{SEQNO_MAX, Trailer, ValueKind, compare};
+use crate::key::{Trailer, compare};
 
-use super::reader::Source;
+use super::reader::BlockReader;
 use super::{Block, Table, TableMeta};
 
 /// How much is read at once.
@@ -27,7 +27,7 @@ impl Table {
     /// Dropping the future has no effect.
     pub(crate) async fn verify(self: &Arc<Self>) -> Result<()> {
         let file = self.open_background().await?;
-        let source = Source { file: &file, meta: self.meta() };
+        let reader = BlockReader { file: &file, meta: self.meta() };
         let mut seen = Seen::new(self.meta().number);
         let mut crc = 0;
         let mut next = 0;
@@ -37,7 +37,7 @@ impl Table {
             let first = self.index().handle(span.start);
             let last = self.index().handle(span.end - 1);
             let len = usize::try_from(last.offset - first.offset).unwrap_or(usize::MAX);
-            let bytes = source.bytes(first.offset, len.saturating_add(last.file_bytes())).await?;
+            let bytes = reader.bytes(first.offset, len.saturating_add(last.file_bytes())).await?;
             crc = crc32c_append(crc, &bytes);
             offset = first.offset + bytes.len() as u64;
             next = span.end;
@@ -45,17 +45,17 @@ impl Table {
                 let handle = self.index().handle(number);
                 let from = usize::try_from(handle.offset - first.offset).unwrap_or(usize::MAX);
                 let stored = bytes.slice(from..from + handle.file_bytes());
-                let block = source.decode_block(handle, &stored)?;
+                let block = reader.decode_block(handle, &stored)?;
                 self.check_block(number, &block, &mut seen)
-                    .map_err(|what| source.file_ref().corruption(handle.offset, what))?;
+                    .map_err(|what| reader.file_ref().corruption(handle.offset, what))?;
             }
         }
-        let bad = |offset, what: &str| -> Error { source.file_ref().corruption(offset, what) };
+        let bad = |offset, what: &str| -> Error { reader.file_ref().corruption(offset, what) };
         seen.check(self.meta()).map_err(|what| bad(0, what))?;
         while offset < self.meta().file_bytes {
             let left = self.meta().file_bytes - offset;
             let len = usize::try_from(left).unwrap_or(WINDOW_BYTES).min(WINDOW_BYTES);
-            crc = crc32c_append(crc, &source.bytes(offset, len).await?);
+            crc = crc32c_append(crc, &reader.bytes(offset, len).await?);
             offset += len as u64;
         }
         if crc != self.meta().checksum {
@@ -97,18 +97,7 @@ struct Seen {
 
 impl Seen {
     fn new(number: u64) -> Seen {
-        let meta = TableMeta {
-            number,
-            file_bytes: 0,
-            checksum: 0,
-            entries: 0,
-            tombstones: 0,
-            smallest: Vec::new(),
-            largest: Vec::new(),
-            seqno_min: SEQNO_MAX,
-            seqno_max: 0,
-        };
-        Seen { meta, last: None }
+        Seen { meta: TableMeta::empty(number), last: None }
     }
 
     fn add(&mut self, key: &[u8], trailer: Trailer) -> std::result::Result<(), &'static str> {
@@ -116,16 +105,10 @@ impl Seen {
             Some(last) if compare((&self.meta.largest, last), (key, trailer)).is_ge() => {
                 return Err("data block: its keys do not ascend");
             }
-            Some(_) => {}
-            None => self.meta.smallest = key.to_vec(),
+            _ => {}
         }
         self.last = Some(trailer);
-        self.meta.largest.clear();
-        self.meta.largest.extend_from_slice(key);
-        self.meta.entries += 1;
-        self.meta.tombstones += u64::from(trailer.kind() == ValueKind::Delete);
-        self.meta.seqno_min = self.meta.seqno_min.min(trailer.seqno());
-        self.meta.seqno_max = self.meta.seqno_max.max(trailer.seqno());
+        self.meta.note(key, trailer);
         Ok(())
     }
 

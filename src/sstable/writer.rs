@@ -7,10 +7,11 @@
 //!    and the padding is cut off again before the sync.
 //! 4. `out` holds the bytes of the file from `out_offset` on; `crc` covers all bytes up to the end
 //!    of `out`. What is before `out_offset` was handed to the kernel.
-//! 5. Memory is bounded by a few chunks and one block, when the caller writes as `needs_write` asks.
+//! 5. Memory is bounded by a few chunks and one block, when the caller writes as `needs_write`
+//!    asks.
 
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use seerdb_io::{AlignedBuf, BUF_ALIGN, BufResult, Class, File, Fs, Op, OpenOptions};
 
@@ -18,7 +19,7 @@ use crate::codec::{Sink, crc32c_append};
 use crate::error::Result;
 use crate::filename::{FileName, FileNumber};
 use crate::filter::{FilterBuilder, hash_tag, key_hash};
-use crate::key::{SEQNO_MAX, Trailer, ValueKind, compare};
+use crate::key::{Trailer, ValueKind, compare};
 use crate::options::Compression;
 
 use super::TableMeta;
@@ -81,22 +82,11 @@ impl TableWriter {
         let open =
             OpenOptions { write: true, create_new: true, direct: true, class: Class::Background };
         let file = fs.open(FileName::Table(number).in_dir(dir), open).await?;
-        let meta = TableMeta {
-            number,
-            file_bytes: 0,
-            checksum: 0,
-            entries: 0,
-            tombstones: 0,
-            smallest: Vec::new(),
-            largest: Vec::new(),
-            seqno_min: SEQNO_MAX,
-            seqno_max: 0,
-        };
         Ok(TableWriter {
             fs: fs.clone(),
             file,
             options,
-            meta,
+            meta: TableMeta::empty(number),
             last: None,
             last_hash: 0,
             block: BlockBuilder::default(),
@@ -139,22 +129,10 @@ impl TableWriter {
         if !same_key {
             self.last_hash = key_hash(key);
             self.filter.add(self.last_hash);
-            self.meta.largest.clear();
-            self.meta.largest.extend_from_slice(key);
         }
         self.block.add(key, trailer, value, hash_tag(self.last_hash));
-        self.note(key, trailer);
-    }
-
-    fn note(&mut self, key: &[u8], trailer: Trailer) {
-        if self.last.is_none() {
-            self.meta.smallest = key.to_vec();
-        }
         self.last = Some(trailer);
-        self.meta.entries += 1;
-        self.meta.tombstones += u64::from(trailer.kind() == ValueKind::Delete);
-        self.meta.seqno_min = self.meta.seqno_min.min(trailer.seqno());
-        self.meta.seqno_max = self.meta.seqno_max.max(trailer.seqno());
+        self.meta.note(key, trailer);
     }
 
     /// Whether enough is collected for [`TableWriter::write_full_chunks`].
@@ -164,9 +142,9 @@ impl TableWriter {
 
     /// About how large the file would be if it were finished now.
     pub(crate) fn estimated_bytes(&self) -> u64 {
-        let filter = (self.filter.keys() as f64 * self.options.filter_bits_per_key / 8.0).ceil();
-        let rest = self.block.size() + self.index.size() + FOOTER_BYTES;
-        self.file_offset() + rest as u64 + filter.max(0.0) as u64
+        let filter = self.filter.estimated_bytes(self.options.filter_bits_per_key);
+        let rest = self.block.size() + self.index.size() + filter + FOOTER_BYTES;
+        self.file_offset() + rest as u64
     }
 
     /// The number of entries so far.
@@ -356,7 +334,10 @@ impl Packer {
         if compression == Compression::None || raw.len() > COMPRESS_BYTES_MAX {
             return (Stored::Plain, raw);
         }
-        self.out.resize(lz4_flex::block::get_maximum_output_size(raw.len()), 0);
+        let room = lz4_flex::block::get_maximum_output_size(raw.len());
+        if self.out.len() < room {
+            self.out.resize(room, 0);
+        }
         let packed = lz4_flex::block::compress_into_with_table(raw, &mut self.out, &mut self.table);
         match packed.ok().and_then(|len| self.out.get(..len)) {
             Some(packed) if packed.len() <= raw.len() - raw.len() / 8 => (Stored::Lz4, packed),

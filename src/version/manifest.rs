@@ -75,6 +75,12 @@ impl Writer {
         self.id
     }
 
+    /// For tests of failing writes.
+    #[cfg(test)]
+    pub(super) fn replace_file(&mut self, file: File) {
+        self.file = file;
+    }
+
     /// The bytes in use.
     pub(super) fn bytes(&self) -> u64 {
         self.position

@@ -66,7 +66,7 @@ impl Version {
                 .iter()
                 .map(|run| {
                     let tables = run.tables.iter().map(|meta| handle(meta.number)).collect();
-                    Arc::new(Run { id: run.id, tables })
+                    Arc::new(Run::new(run.id, tables))
                 })
                 .collect();
         }

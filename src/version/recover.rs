@@ -25,6 +25,8 @@ use super::state::State;
 const OPEN_PARALLEL: usize = 16;
 /// The number of the manifest that a creation writes.
 const FIRST_MANIFEST: FileNumber = 1;
+/// No database gets this far: a file with a larger number is foreign, a counter beyond it is wrong.
+const NUMBER_MAX: FileNumber = 1 << 56;
 
 /// What a directory holds.
 pub(super) enum Found {
@@ -38,7 +40,8 @@ pub(super) enum Found {
 pub(super) async fn find(fs: &Fs, dir: &Path) -> Result<Found> {
     let mut lens: HashMap<FileName, u64> = HashMap::new();
     for entry in fs.list_dir(dir).await? {
-        if let Some(name) = FileName::parse(&entry.name).filter(|_| entry.is_file) {
+        let name = FileName::parse(&entry.name).filter(|_| entry.is_file);
+        if let Some(name) = name.filter(|name| name.number().is_none_or(|n| n <= NUMBER_MAX)) {
             lens.insert(name, entry.len);
         }
     }
@@ -54,10 +57,13 @@ pub(super) async fn find(fs: &Fs, dir: &Path) -> Result<Found> {
         })?;
     }
     check_files(dir, &state, &lens)?;
+    for (what, counter) in [("file number", state.next_file()), ("run id", state.next_run())] {
+        if counter > NUMBER_MAX {
+            return Err(Error::corruption(path, 0, format!("the next {what} is {counter}")));
+        }
+    }
     let seen = lens.keys().filter_map(|name| name.number()).max().unwrap_or(0);
-    let next_file = seen.checked_add(1).filter(|next| *next < u64::MAX).ok_or_else(|| {
-        Error::corruption(path, 0, format!("file number {seen} leaves no number for a new file"))
-    })?;
+    let next_file = seen + 1;
     let edit =
         VersionEdit { next_file: Some(state.next_file().max(next_file)), ..VersionEdit::default() };
     let state = state.apply(&edit).expect("a rising counter contradicts nothing");

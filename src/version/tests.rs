@@ -1,1 +1,190 @@
+//! Edits: encoding round trips and what they may not contradict.
 
+use proptest::prelude::*;
+
+use super::edit::{BadEdit, VersionEdit, WalRef};
+use super::state::State;
+use super::*;
+use crate::sstable::TableMeta;
+
+/// A table of `keys`, with seqnos of its own.
+pub(super) fn table(number: FileNumber, keys: &str, seqnos: (u64, u64)) -> Arc<TableMeta> {
+    let (smallest, largest) = keys.split_once('-').unwrap();
+    Arc::new(TableMeta {
+        number,
+        file_bytes: 1000 + number,
+        checksum: 7,
+        entries: 10,
+        tombstones: 1,
+        smallest: smallest.into(),
+        largest: largest.into(),
+        seqno_min: seqnos.0,
+        seqno_max: seqnos.1,
+    })
+}
+
+fn meta_strategy() -> impl Strategy<Value = Arc<TableMeta>> {
+    let key = || proptest::collection::vec(any::<u8>(), 0..40);
+    (any::<u32>(), any::<u64>(), any::<u32>(), 1..u64::MAX, key(), key(), 0..1u64 << 56).prop_map(
+        |(number, file_bytes, checksum, entries, a, b, seqno)| {
+            Arc::new(TableMeta {
+                number: u64::from(number),
+                file_bytes,
+                checksum,
+                entries,
+                tombstones: entries / 2,
+                smallest: a.clone().min(b.clone()),
+                largest: a.max(b),
+                seqno_min: seqno / 2,
+                seqno_max: seqno,
+            })
+        },
+    )
+}
+
+fn edit_strategy() -> impl Strategy<Value = VersionEdit> {
+    let few = 0..4usize;
+    let wal = (any::<u64>(), any::<u64>(), any::<u8>()).prop_map(|(number, salt, stream)| WalRef {
+        number,
+        salt,
+        stream,
+    });
+    (
+        proptest::collection::vec((any::<u8>(), any::<u64>(), meta_strategy()), few.clone()),
+        proptest::collection::vec(any::<u64>(), few.clone()),
+        proptest::collection::vec((any::<u64>(), any::<u8>(), any::<u64>()), few.clone()),
+        proptest::collection::vec(wal, few.clone()),
+        proptest::collection::vec(any::<u64>(), few),
+        any::<Option<u64>>(),
+        any::<Option<u64>>(),
+        any::<Option<u64>>(),
+    )
+        .prop_map(|(added, removed, moved, wals, wals_removed, flushed, file, run)| {
+            VersionEdit {
+                tables_added: added,
+                tables_removed: removed,
+                tables_moved: moved,
+                wals_added: wals,
+                wals_removed,
+                flushed_seqno: flushed,
+                next_file: file,
+                next_run: run,
+            }
+        })
+}
+
+proptest! {
+    #[test]
+    fn edits_round_trip(edit in edit_strategy()) {
+        let mut bytes = Vec::new();
+        edit.encode(&mut bytes);
+        prop_assert_eq!(VersionEdit::decode(&bytes), Ok(edit));
+    }
+
+    #[test]
+    fn no_bytes_make_decoding_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        drop(VersionEdit::decode(&bytes));
+    }
+
+    #[test]
+    fn no_edit_makes_applying_panic(edits in proptest::collection::vec(edit_strategy(), 1..4)) {
+        let mut state = State::empty();
+        for edit in edits {
+            state = state.apply(&edit).unwrap_or(state);
+        }
+    }
+
+    #[test]
+    fn a_cut_edit_is_never_taken_for_another_tag(edit in edit_strategy(), at: prop::sample::Index) {
+        let mut bytes = Vec::new();
+        edit.encode(&mut bytes);
+        let cut = at.index(bytes.len() + 1);
+        let decoded = VersionEdit::decode(&bytes[..cut]);
+        prop_assert!(!matches!(decoded, Err(BadEdit::UnknownTag(_))));
+    }
+}
+
+#[test]
+fn unknown_tags_and_repeated_counters_are_refused() {
+    assert_eq!(VersionEdit::decode(&[9]), Err(BadEdit::UnknownTag(9)));
+    assert_eq!(VersionEdit::decode(&[0]), Err(BadEdit::UnknownTag(0)));
+    assert_eq!(VersionEdit::decode(&[7, 1, 7, 1]), Err(BadEdit::Malformed));
+    assert_eq!(VersionEdit::decode(&[6]), Err(BadEdit::Malformed));
+    assert_eq!(VersionEdit::decode(&[]), Ok(VersionEdit::default()));
+}
+
+/// A state with runs 9 (level 0), 8 (level 0) and 3 (level 2).
+fn state() -> State {
+    let edit = VersionEdit {
+        tables_added: vec![
+            (0, 9, table(5, "a-m", (50, 59))),
+            (0, 8, table(4, "c-z", (40, 49))),
+            (2, 3, table(2, "n-p", (1, 20))),
+            (2, 3, table(1, "a-m", (2, 39))),
+        ],
+        wals_added: vec![WalRef { number: 6, salt: 1, stream: 0 }],
+        flushed_seqno: Some(59),
+        next_file: Some(7),
+        next_run: Some(10),
+        ..VersionEdit::default()
+    };
+    State::empty().apply(&edit).unwrap()
+}
+
+#[test]
+fn a_snapshot_makes_the_same_state() {
+    let state = state();
+    assert_eq!(State::empty().apply(&state.snapshot()).unwrap(), state);
+    let ids: Vec<RunId> = state.levels().iter().flatten().map(|run| run.id).collect();
+    assert_eq!(ids, [9, 8, 3]);
+    let last: Vec<FileNumber> = state.levels()[2][0].tables.iter().map(|t| t.number).collect();
+    assert_eq!(last, [1, 2], "in key order");
+}
+
+#[test]
+fn a_merge_replaces_neighbours() {
+    let edit = VersionEdit {
+        tables_added: vec![(2, 9, table(7, "a-m", (2, 59)))],
+        tables_removed: vec![5, 4, 1],
+        tables_moved: vec![(2, 2, 9)],
+        next_file: Some(8),
+        ..VersionEdit::default()
+    };
+    let after = state().apply(&edit).unwrap();
+    let runs: Vec<(RunId, Vec<FileNumber>)> = after.levels()[2]
+        .iter()
+        .map(|run| (run.id, run.tables.iter().map(|t| t.number).collect()))
+        .collect();
+    assert_eq!(runs, [(9, vec![7, 2])]);
+    assert!(after.levels()[0].is_empty());
+}
+
+#[test]
+fn contradictions_are_named() {
+    let edit = VersionEdit::default;
+    let added = |level, run, table| VersionEdit {
+        tables_added: vec![(level, run, table)],
+        next_file: Some(20),
+        ..edit()
+    };
+    let cases = [
+        (VersionEdit { tables_removed: vec![3], ..edit() }, "table 3 is not there to remove"),
+        (VersionEdit { tables_moved: vec![(3, 1, 1)], ..edit() }, "table 3 is not there to move"),
+        (VersionEdit { tables_moved: vec![(5, 7, 9)], ..edit() }, "table 5 is in level 7, run 9"),
+        (VersionEdit { tables_moved: vec![(5, 1, 9)], ..edit() }, "run 9 is not older than run 8"),
+        (VersionEdit { tables_moved: vec![(4, 0, 9)], ..edit() }, "tables 5 and 4 overlap"),
+        (VersionEdit { wals_removed: vec![5], ..edit() }, "WAL 5 is not there to remove"),
+        (VersionEdit { next_file: Some(6), ..edit() }, "the next file number falls from 7 to 6"),
+        (VersionEdit { next_run: Some(9), ..edit() }, "the next run id falls from 10 to 9"),
+        (VersionEdit { flushed_seqno: Some(58), ..edit() }, "the flushed seqno falls"),
+        (added(0, 9, table(5, "x-y", (60, 61))), "table 5 cannot be added"),
+        (added(0, 9, table(20, "x-y", (60, 61))), "table 20 cannot be added"),
+        (added(0, 10, table(19, "x-y", (60, 61))), "table 19 is in level 0, run 10"),
+        (added(1, 7, table(19, "x-y", (60, 61))), "table 19 is newer than its run"),
+        (added(0, 9, table(19, "y-x", (60, 61))), "the bounds of table 19 are crossed"),
+    ];
+    for (edit, expected) in cases {
+        let what = state().apply(&edit).unwrap_err();
+        assert!(what.contains(expected), "{what} instead of {expected}");
+    }
+}

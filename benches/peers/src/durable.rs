@@ -1,0 +1,115 @@
+//! Durable 1 KiB puts of random keys from 1 and 64 writers, each acknowledged by the device.
+//!
+//! A writer is a task of a runtime with two workers for seerdb, a thread for the blocking engines.
+//! Each cell runs on a fresh database for a fixed time.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
+
+use crate::Result;
+use crate::config::{CACHE_BYTES, Config, MEMTABLE_BYTES};
+use crate::data::{self, Rng, Values};
+use crate::engine::{Engine, Setup, Sync, with_engine};
+use crate::report::{Latency, Row, Table, Unit, histogram};
+
+const WRITERS: [usize; 2] = [1, 64];
+const KEYS: u64 = 1_000_000_000_000;
+
+pub fn run(config: &Config) -> Result<Table> {
+    let mut rows = Vec::new();
+    for writers in WRITERS {
+        let mut rates = Row::new(&format!("puts, {writers} writers"), Unit::PerSecond);
+        let mut latency = Latency::default();
+        config.each_round(|peer, round, dir| {
+            let seed = config.seed.wrapping_add(round);
+            let (rate, times) = with_engine!(peer, E => measure::<E>(config, seed, dir, writers))?;
+            rates.add(peer, rate);
+            latency.add(peer, &times)
+        })?;
+        rows.push(rates);
+        rows.extend(latency.rows());
+    }
+    let title = format!("durable: 1 KiB puts, each on the device, {:?} a cell", config.cell_time);
+    Ok(Table { title, rows })
+}
+
+fn measure<E: Engine>(
+    config: &Config,
+    seed: u64,
+    dir: &Path,
+    writers: usize,
+) -> Result<(f64, Histogram<u64>)> {
+    let runtime = config.runtime()?;
+    let setup =
+        Setup { sync: Sync::Synced, memtable_bytes: MEMTABLE_BYTES, cache_bytes: CACHE_BYTES };
+    let engine = runtime.block_on(E::open(dir, setup))?;
+    let is_stopped = Arc::new(AtomicBool::new(false));
+    let start = Instant::now();
+    let mut results = Vec::new();
+    for writer in 0..writers {
+        let seed = Rng::new(seed ^ ((writer as u64) << 32)).next();
+        let pool = Arc::clone(&config.pool);
+        let work = write_until(engine.clone(), seed, pool, Arc::clone(&is_stopped));
+        results.push(start_writer::<E>(&runtime, work));
+    }
+    std::thread::sleep(config.cell_time);
+    is_stopped.store(true, Ordering::Relaxed);
+    let mut times = histogram()?;
+    let mut elapsed = Duration::ZERO;
+    for result in results {
+        let (finish, writer_times) = runtime.block_on(result)??;
+        elapsed = elapsed.max(finish - start);
+        times.add(writer_times)?;
+    }
+    runtime.block_on(engine.close())?;
+    Ok((times.len() as f64 / elapsed.as_secs_f64(), times))
+}
+
+type Written = (Instant, Histogram<u64>);
+
+fn start_writer<E: Engine>(
+    runtime: &Runtime,
+    work: impl Future<Output = Result<Written>> + Send + 'static,
+) -> oneshot::Receiver<Result<Written>> {
+    let (sender, receiver) = oneshot::channel();
+    let work = async move {
+        // The receiver is gone only if another writer failed, and that error is reported.
+        drop(sender.send(work.await));
+    };
+    if E::IS_ASYNC {
+        runtime.spawn(work);
+    } else {
+        let handle = runtime.handle().clone();
+        std::thread::spawn(move || handle.block_on(work));
+    }
+    receiver
+}
+
+async fn write_until<E: Engine>(
+    engine: E,
+    seed: u64,
+    pool: Arc<[u8]>,
+    is_stopped: Arc<AtomicBool>,
+) -> Result<Written> {
+    let mut rng = Rng::new(seed);
+    let mut values = Values::new(&pool, seed);
+    let mut times = histogram()?;
+    let mut id = 0;
+    while !is_stopped.load(Ordering::Relaxed) {
+        id = rng.below(KEYS);
+        let value = values.next(id);
+        let key = data::key(id);
+        let start = Instant::now();
+        engine.put(&key, value).await?;
+        times.saturating_record(start.elapsed().as_nanos() as u64);
+    }
+    let finish = Instant::now();
+    engine.read(id).await?;
+    Ok((finish, times))
+}

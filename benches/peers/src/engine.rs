@@ -1,0 +1,107 @@
+//! What a workload asks of an engine, and the set-up that all engines share.
+//!
+//! The trait is async for seerdb's sake; the futures of the blocking engines are ready at once and
+//! are monomorphised away, so all engines run the very same loops.
+
+use std::future::Future;
+use std::path::Path;
+use std::time::Instant;
+
+use crate::Result;
+use crate::data::Key;
+
+/// When a write is acknowledged.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Sync {
+    /// When the kernel has it: it survives a killed process, not a power cut.
+    Written,
+    /// When the device has it.
+    Synced,
+}
+
+/// Equal for all engines: everything else is each engine's own default.
+#[derive(Clone, Copy)]
+pub struct Setup {
+    pub sync: Sync,
+    pub memtable_bytes: usize,
+    pub cache_bytes: usize,
+}
+
+/// Bits per key of the Bloom filter; fjall and seerdb have one without being asked.
+pub const FILTER_BITS: f64 = 10.0;
+
+pub trait Engine: Clone + Send + std::marker::Sync + 'static {
+    /// Whether writers are tasks of a runtime; if not, each is a thread.
+    const IS_ASYNC: bool;
+
+    fn open(dir: &Path, setup: Setup) -> impl Future<Output = Result<Self>> + Send;
+
+    fn put(&self, key: &Key, value: &[u8]) -> impl Future<Output = Result<()>> + Send;
+
+    /// Reads record `id` and checks it.
+    fn read(&self, id: u64) -> impl Future<Output = Result<()>> + Send;
+
+    /// Reads record `id` the way an async service has to: off its workers if the call may block.
+    fn read_from_task(&self, id: u64) -> impl Future<Output = Result<()>> + Send;
+
+    /// Reads the `count` records from `first` on, in order, and checks each.
+    fn scan(&self, first: u64, count: u64) -> impl Future<Output = Result<()>> + Send;
+
+    /// Brings every write into tables and waits until no background work is left; since when.
+    fn settle(&self) -> impl Future<Output = Result<Instant>> + Send;
+
+    fn close(self) -> impl Future<Output = Result<()>> + Send;
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Peer {
+    #[cfg(feature = "seerdb-engine")]
+    Seerdb,
+    Rocksdb,
+    Fjall,
+}
+
+impl Peer {
+    pub const ALL: &[Self] = &[
+        #[cfg(feature = "seerdb-engine")]
+        Self::Seerdb,
+        Self::Rocksdb,
+        Self::Fjall,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            #[cfg(feature = "seerdb-engine")]
+            Self::Seerdb => "seerdb",
+            Self::Rocksdb => "rocksdb",
+            Self::Fjall => "fjall",
+        }
+    }
+
+    pub fn parse(name: &str) -> Result<Self> {
+        let found = Self::ALL.iter().find(|peer| peer.name() == name);
+        found.copied().ok_or_else(|| format!("no engine {name:?} in this build").into())
+    }
+}
+
+/// Evaluates `$body` with `$engine` naming the type of the engine that `$peer` stands for.
+macro_rules! with_engine {
+    ($peer:expr, $engine:ident => $body:expr) => {
+        match $peer {
+            #[cfg(feature = "seerdb-engine")]
+            $crate::engine::Peer::Seerdb => {
+                type $engine = $crate::engine_seerdb::Seerdb;
+                $body
+            }
+            $crate::engine::Peer::Rocksdb => {
+                type $engine = $crate::engine_rocksdb::Rocksdb;
+                $body
+            }
+            $crate::engine::Peer::Fjall => {
+                type $engine = $crate::engine_fjall::Fjall;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_engine;
