@@ -68,7 +68,7 @@ pub(crate) struct Pipeline {
     segment_event: Event,
     /// A segment is wanted.
     pub(super) prepare_event: Event,
-    /// A memtable was sealed.
+    /// A memtable was sealed, or must be.
     pub(super) sealed_event: Event,
     /// `visible` or `durable` has grown, or never will.
     progress_event: Event,
@@ -378,6 +378,11 @@ impl Pipeline {
             self.seal_active(&mut state);
         }
         Ok(state.active_base)
+    }
+
+    /// Has the flush task look whether the active memtable must be sealed for those who wait.
+    pub(crate) fn want_flush(&self) {
+        self.sealed_event.notify(usize::MAX);
     }
 
     fn seal_active(&self, state: &mut State) {

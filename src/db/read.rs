@@ -195,6 +195,7 @@ impl DB {
         seqno: SeqNo,
     ) -> Result<Vec<Option<Bytes>>> {
         let core = self.core();
+        core.check_open()?;
         let mut values: Vec<Option<Bytes>> = Vec::new();
         let mut slow = Vec::new();
         for (index, key) in keys.into_iter().enumerate() {

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use seerdb_io::Env;
 
 use super::Core;
+use super::background::remove;
 use crate::error::Result;
 use crate::filename::{FileName, FileNumber};
 use crate::log::format::Stream;
@@ -133,8 +134,16 @@ pub(super) async fn run(core: Arc<Core>) {
 async fn next(core: &Core, wanted: u64) -> Result<Arc<Segment>> {
     let number = core.versions.new_file_number();
     let plan = core.segments.plan(number, wanted, &core.dir);
-    let segment = Arc::new(prepare(&core.env, &core.dir, plan).await?);
-    let edit = VersionEdit { wals_added: vec![naming(&segment)], ..VersionEdit::default() };
-    core.apply(edit, Vec::new(), |_| core.segments.add(&segment)).await?;
-    Ok(segment)
+    let named = async {
+        let segment = Arc::new(prepare(&core.env, &core.dir, plan).await?);
+        let edit = VersionEdit { wals_added: vec![naming(&segment)], ..VersionEdit::default() };
+        core.apply(edit, Vec::new(), |_| core.segments.add(&segment)).await?;
+        Ok(segment)
+    };
+    let outcome = named.await;
+    if outcome.is_err() && core.versions.failure().is_none() {
+        // On a full disk each attempt would leave its segment behind.
+        remove(core.env.fs(), &core.dir, FileName::Wal(number)).await;
+    }
+    outcome
 }
