@@ -34,6 +34,7 @@ use crate::filter::key_hash;
 use crate::iter::Direction;
 use crate::key::{SeqNo, Trailer};
 use crate::log::replay::{self, SegmentRef};
+use crate::log::segment::Segment;
 use crate::memtable::{MemSource, Memtable};
 use crate::options::{DBOptions, Durability, Settings};
 use crate::record::{FileId, Header};
@@ -78,7 +79,8 @@ impl DBOptions {
         };
         tracing::debug!(backend = %env.io_backend(), "opening {}", dir.display());
         let lock = lock(&env, &dir, &settings).await?;
-        let core = recover(env, dir, settings, lock).await?;
+        let disk = recover(&env, &dir, &settings).await?;
+        let core = build(env, dir, settings, lock, disk);
         background::start(&core);
         Ok(DB { handle: Arc::new(Handle { core }) })
     }
@@ -118,11 +120,20 @@ async fn lock(env: &Env, dir: &Path, settings: &Settings) -> Result<LockFile> {
     }
 }
 
-/// Brings the database to life, up to the start of its tasks.
-async fn recover(env: Env, dir: PathBuf, settings: Settings, lock: LockFile) -> Result<Arc<Core>> {
+/// What is on disk after the recovery.
+struct Recovered {
+    versions: VersionSet,
+    segments: Segments,
+    /// The first segment of this open.
+    segment: Arc<Segment>,
+    last_seqno: SeqNo,
+}
+
+/// Reads back what the last life left, ends it with one edit, and cleans up.
+async fn recover(env: &Env, dir: &Path, settings: &Settings) -> Result<Recovered> {
     let (trash, trash_receiver) = mpsc::unbounded();
-    let (versions, recovered) = VersionSet::open(&env, &dir, &settings, trash).await?;
-    let mut replayer = Replayer::new(&env, &dir, &settings, &versions);
+    let (versions, recovered) = VersionSet::open(env, dir, settings, trash).await?;
+    let mut replayer = Replayer::new(env, dir, settings, &versions);
     let refs: Vec<SegmentRef> = recovered
         .wals
         .iter()
@@ -132,14 +143,14 @@ async fn recover(env: Env, dir: PathBuf, settings: Settings, lock: LockFile) -> 
         })
         .collect();
     // What earlier failed opens left behind must not pile up; segments may yet be proof.
-    let segments_found = wals_in(&env, &dir).await?;
+    let segments_found = wals_in(env, dir).await?;
     versions.remove_orphans(&segments_found).await?;
-    let replayed =
-        replay::replay(&env, &dir, &refs, recovered.flushed_seqno, &mut replayer).await?;
+    let flushed = recovered.flushed_seqno;
+    let replayed = replay::replay(env, dir, &refs, flushed, &mut replayer).await?;
     for number in segments_found {
         let is_named = refs.iter().any(|named| named.id.number == number);
         if !is_named {
-            replay::prove_behind(&env, &dir, number, replayed.last_seqno).await?;
+            replay::prove_behind(env, dir, number, replayed.last_seqno).await?;
         }
     }
     replayer.flush().await?;
@@ -151,8 +162,8 @@ async fn recover(env: Env, dir: PathBuf, settings: Settings, lock: LockFile) -> 
         "recovered {}",
         dir.display()
     );
-    let segments = Segments::new(&settings);
-    let segment = segments::first(&env, &dir, &segments, versions.new_file_number()).await?;
+    let segments = Segments::new(settings);
+    let segment = segments::first(env, dir, &segments, versions.new_file_number()).await?;
     let edit = VersionEdit {
         tables_added,
         wals_added: vec![naming(&segment)],
@@ -162,14 +173,19 @@ async fn recover(env: Env, dir: PathBuf, settings: Settings, lock: LockFile) -> 
     };
     versions.apply(edit, opened, |_| ()).await?;
     versions.remove_orphans(&[segment.id.number]).await?;
-    let trash = background::empty_trash(env.fs().clone(), dir.clone(), trash_receiver);
+    let trash = background::empty_trash(env.fs().clone(), dir.to_path_buf(), trash_receiver);
     drop(env.spawner().spawn(Lane::Flush, "trash", trash));
+    Ok(Recovered { versions, segments, segment, last_seqno: replayed.last_seqno })
+}
 
+/// What the handles and the tasks will share.
+fn build(env: Env, dir: PathBuf, settings: Settings, lock: LockFile, disk: Recovered) -> Arc<Core> {
+    let Recovered { versions, segments, segment, last_seqno } = disk;
     let active = Arc::new(Memtable::new(segment.id.number));
     let read_states = Arc::new(ReadStates::new(active.clone(), versions.current()));
     let pipeline = Pipeline::new(Start {
         segment,
-        last_seqno: replayed.last_seqno,
+        last_seqno,
         active,
         grouped: settings.durability == Durability::Synced,
         memtable_bytes: settings.memtable_bytes,
@@ -195,11 +211,12 @@ async fn recover(env: Env, dir: PathBuf, settings: Settings, lock: LockFile) -> 
         version_event: Event::new(),
         flush_error: Mutex::new(None),
         merge_error: Mutex::new(None),
+        compact_requests: Mutex::new(Vec::new()),
         tasks: Mutex::new(Vec::new()),
         lock: Mutex::new(Some(lock)),
     });
     core.resize_cache();
-    Ok(core)
+    core
 }
 
 /// The numbers of all WAL segments in the directory, named in the manifest or not.
