@@ -9,6 +9,7 @@ mod background;
 mod commit;
 mod flush;
 mod log_task;
+mod log_work;
 mod merge_task;
 mod open;
 mod read;
