@@ -33,7 +33,7 @@ use crate::filename::{FileName, FileNumber};
 use crate::filter::key_hash;
 use crate::iter::Direction;
 use crate::key::{SeqNo, Trailer};
-use crate::log::replay::{self, SegmentRef};
+use crate::log::replay::{self, Replayed, SegmentRef};
 use crate::log::segment::Segment;
 use crate::memtable::{MemSource, Memtable};
 use crate::options::{DBOptions, Durability, Settings};
@@ -42,7 +42,7 @@ use crate::snapshot::Registry;
 use crate::sstable::{BlockCache, Table, TableMeta};
 use crate::version::RunId;
 use crate::version::edit::VersionEdit;
-use crate::version::set::VersionSet;
+use crate::version::set::{Recovered, VersionSet};
 
 impl DBOptions {
     /// Opens the database in the directory `path`. The options may be used again.
@@ -121,7 +121,7 @@ async fn lock(env: &Env, dir: &Path, settings: &Settings) -> Result<LockFile> {
 }
 
 /// What is on disk after the recovery.
-struct Recovered {
+struct Disk {
     versions: VersionSet,
     segments: Segments,
     /// The first segment of this open.
@@ -130,29 +130,11 @@ struct Recovered {
 }
 
 /// Reads back what the last life left, ends it with one edit, and cleans up.
-async fn recover(env: &Env, dir: &Path, settings: &Settings) -> Result<Recovered> {
+async fn recover(env: &Env, dir: &Path, settings: &Settings) -> Result<Disk> {
     let (trash, trash_receiver) = mpsc::unbounded();
     let (versions, recovered) = VersionSet::open(env, dir, settings, trash).await?;
     let mut replayer = Replayer::new(env, dir, settings, &versions);
-    let refs: Vec<SegmentRef> = recovered
-        .wals
-        .iter()
-        .map(|wal| SegmentRef {
-            id: FileId { number: wal.number, salt: wal.salt },
-            stream: wal.stream,
-        })
-        .collect();
-    // What earlier failed opens left behind must not pile up; segments may yet be proof.
-    let segments_found = wals_in(env, dir).await?;
-    versions.remove_orphans(&segments_found).await?;
-    let flushed = recovered.flushed_seqno;
-    let replayed = replay::replay(env, dir, &refs, flushed, &mut replayer).await?;
-    for number in segments_found {
-        let is_named = refs.iter().any(|named| named.id.number == number);
-        if !is_named {
-            replay::prove_behind(env, dir, number, replayed.last_seqno).await?;
-        }
-    }
+    let replayed = replay_log(env, dir, &versions, &recovered, &mut replayer).await?;
     replayer.flush().await?;
     let (tables_added, opened) = (replayer.added, replayer.opened);
     tracing::info!(
@@ -175,12 +157,12 @@ async fn recover(env: &Env, dir: &Path, settings: &Settings) -> Result<Recovered
     versions.remove_orphans(&[segment.id.number]).await?;
     let trash = background::empty_trash(env.fs().clone(), dir.to_path_buf(), trash_receiver);
     drop(env.spawner().spawn(Lane::Flush, "trash", trash));
-    Ok(Recovered { versions, segments, segment, last_seqno: replayed.last_seqno })
+    Ok(Disk { versions, segments, segment, last_seqno: replayed.last_seqno })
 }
 
 /// What the handles and the tasks will share.
-fn build(env: Env, dir: PathBuf, settings: Settings, lock: LockFile, disk: Recovered) -> Arc<Core> {
-    let Recovered { versions, segments, segment, last_seqno } = disk;
+fn build(env: Env, dir: PathBuf, settings: Settings, lock: LockFile, disk: Disk) -> Arc<Core> {
+    let Disk { versions, segments, segment, last_seqno } = disk;
     let active = Arc::new(Memtable::new(segment.id.number));
     let read_states = Arc::new(ReadStates::new(active.clone(), versions.current()));
     let pipeline = Pipeline::new(Start {
@@ -217,6 +199,35 @@ fn build(env: Env, dir: PathBuf, settings: Settings, lock: LockFile, disk: Recov
     });
     core.resize_cache();
     core
+}
+
+/// Hands the commits of the log that are in no table to `replayer`.
+async fn replay_log(
+    env: &Env,
+    dir: &Path,
+    versions: &VersionSet,
+    recovered: &Recovered,
+    replayer: &mut Replayer<'_>,
+) -> Result<Replayed> {
+    let refs: Vec<SegmentRef> = recovered
+        .wals
+        .iter()
+        .map(|wal| SegmentRef {
+            id: FileId { number: wal.number, salt: wal.salt },
+            stream: wal.stream,
+        })
+        .collect();
+    // What earlier failed opens left behind must not pile up; segments may yet be proof.
+    let segments_found = wals_in(env, dir).await?;
+    versions.remove_orphans(&segments_found).await?;
+    let replayed = replay::replay(env, dir, &refs, recovered.flushed_seqno, replayer).await?;
+    for number in segments_found {
+        let is_named = refs.iter().any(|named| named.id.number == number);
+        if !is_named {
+            replay::prove_behind(env, dir, number, replayed.last_seqno).await?;
+        }
+    }
+    Ok(replayed)
 }
 
 /// The numbers of all WAL segments in the directory, named in the manifest or not.
