@@ -150,7 +150,7 @@ pub struct LockFile {
 /// open.
 #[derive(Clone)]
 pub struct File {
-    inner: Arc<FileInner>,
+    pub(crate) inner: Arc<FileInner>,
 }
 
 impl File {

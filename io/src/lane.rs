@@ -1,10 +1,8 @@
 //! The mailbox of a thread of ours, the tasks that run on it, and how it sleeps.
 //!
 //! Invariants:
-//! 1. Who puts something into a mailbox then looks at `armed`; the thread sets `armed` and then
-//!    looks into the mailbox before it sleeps. With a full fence between the two steps on both
-//!    sides, one of them sees the other: no wake is lost, and a thread that is awake costs its
-//!    callers no system call.
+//! 1. Who puts something into a mailbox then asks whether to ring; the thread arms itself and then
+//!    looks into the mailbox before it sleeps (`armed.rs`).
 //! 2. A thread that ends sets `dead` and then empties the mailbox; who puts something into a dead
 //!    mailbox empties it likewise. So nothing is left in it for ever.
 //! 3. A task is in `tasks` from its start until its future is dropped, so that the end of the lane
@@ -12,6 +10,7 @@
 //! 4. Foreign code (tasks, wakers, drops) that panics never ends a thread of ours.
 
 use std::cell::RefCell;
+#[cfg(all(target_os = "linux", not(seerdb_no_uring)))]
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
@@ -28,6 +27,7 @@ use futures::channel::oneshot;
 use parking_lot::Mutex;
 use slab::Slab;
 
+use crate::armed::Armed;
 use crate::env::{Lane, Panicked};
 use crate::fs::Class;
 use crate::op::Call;
@@ -129,7 +129,7 @@ pub(crate) struct Mailbox {
     tasks: Mutex<Slab<Waker>>,
     /// Present when the thread ends its waits for timers itself.
     timers: Option<Arc<TimerQueue>>,
-    armed: AtomicBool,
+    armed: Armed,
     closing: AtomicU8,
     dead: AtomicBool,
     bell: Bell,
@@ -145,7 +145,7 @@ impl Mailbox {
             runnables: SegQueue::new(),
             tasks: Mutex::new(Slab::new()),
             timers: timers.then(Arc::default),
-            armed: AtomicBool::new(false),
+            armed: Armed::new(),
             closing: AtomicU8::new(OPEN),
             dead: AtomicBool::new(false),
             bell,
@@ -181,9 +181,7 @@ impl Mailbox {
 
     /// Wakes the thread if it sleeps.
     pub(crate) fn kick(&self) {
-        // Order: invariant 1; the fence stands between the push before and the look at `armed`.
-        fence(Ordering::SeqCst);
-        if self.armed.load(Ordering::Relaxed) && self.armed.swap(false, Ordering::SeqCst) {
+        if self.armed.must_ring() {
             self.bell.ring();
         }
     }
@@ -211,18 +209,14 @@ impl Mailbox {
     /// Requests are nothing to do when there is no room for them, and the end of the thread is
     /// only when its files are idle.
     pub(crate) fn arm(&self, room: bool, files_idle: bool) -> bool {
-        self.armed.store(true, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-        let requests = room && !self.requests.is_empty();
-        let idle = !requests && self.runnables.is_empty() && !self.shall_end(files_idle);
-        if !idle {
-            self.disarm();
-        }
-        idle
+        self.armed.arm(|| {
+            let requests = room && !self.requests.is_empty();
+            !requests && self.runnables.is_empty() && !self.shall_end(files_idle)
+        })
     }
 
     pub(crate) fn disarm(&self) {
-        self.armed.store(false, Ordering::SeqCst);
+        self.armed.disarm();
     }
 
     fn is_empty(&self) -> bool {
@@ -280,7 +274,7 @@ impl Mailbox {
         loop {
             let more = self.run_tasks();
             while let Some(request) = self.requests.pop() {
-                request.finish(Err(io::Error::other("the ring of this thread has failed")));
+                request.finish(Err(io::Error::other("the ring has failed")));
             }
             let timeout = self.fire_timers(clock);
             if self.shall_end(true) {
@@ -385,6 +379,7 @@ pub(crate) enum Offer {
     /// The thread shall block.
     Block(Transfer),
     /// It is on its way.
+    #[cfg(all(target_os = "linux", not(seerdb_no_uring)))]
     Taken(oneshot::Receiver<crate::fs::BufResult>),
 }
 

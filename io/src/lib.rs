@@ -22,6 +22,7 @@
 //! name is durable after [`Fs::sync_dir`] on its directory. A failed sync says that the data may be
 //! lost for good: callers never repeat it.
 
+mod armed;
 mod buf;
 mod env;
 mod error;
@@ -36,6 +37,11 @@ mod timer;
 mod transfer;
 #[cfg(all(target_os = "linux", not(seerdb_no_uring)))]
 mod uring;
+
+/// What `armed.rs` is made of; its model has other atomics of the same names.
+mod atomic {
+    pub(super) use std::sync::atomic::{AtomicBool, Ordering, fence};
+}
 
 pub use buf::{AlignedBuf, BUF_ALIGN};
 pub use env::{

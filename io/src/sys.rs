@@ -126,6 +126,7 @@ pub(crate) fn write_durable_once(file: &StdFile, bytes: &[u8], offset: u64) -> i
 }
 
 /// What the page cache said.
+#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "nobody else can answer"))]
 pub(crate) enum Cached {
     /// All bytes, or all up to the end of the file, were there.
     Hit(usize),

@@ -69,6 +69,7 @@ impl Shared {
     }
 
     /// Finishes a request with blocking calls, on the pool if that still takes work.
+    #[cfg(all(target_os = "linux", not(seerdb_no_uring)))]
     pub(crate) fn detour(&self, request: Request) {
         match self.pool.push(Job::Transfer(request)) {
             Ok(()) => {}
@@ -83,10 +84,6 @@ pub(crate) struct System {
     pub(crate) shared: Arc<Shared>,
     lanes: [Arc<Mailbox>; 3],
     /// The thread of the foreground ring; without it the pool serves.
-    #[cfg_attr(
-        any(not(target_os = "linux"), seerdb_no_uring),
-        expect(dead_code, reason = "there is no ring to hand requests to")
-    )]
     foreground: Option<Arc<Mailbox>>,
 }
 
@@ -123,6 +120,7 @@ pub(crate) fn start(mut transfer: Transfer) -> Started {
         return Started::Ready(transfer.finish(Err(e)));
     }
     match lane::offer(&system.lanes, transfer) {
+        #[cfg(all(target_os = "linux", not(seerdb_no_uring)))]
         Offer::Taken(answer) => Started::Waiting(answer),
         Offer::Block(mut transfer) => {
             let result = transfer.run_blocking();

@@ -3,7 +3,8 @@
 //! Invariants:
 //! 1. A task that panics stops writing: the pipeline fails, and nobody waits for it for ever.
 //! 2. All tasks but the trash end after `begin_close`; `close` awaits them.
-//! 3. A failed manifest edit stops writing: what is on disk then is no longer known.
+//! 3. A manifest edit that failed once it had begun stops writing: what is on disk then is no
+//!    longer known. One that found no space for itself changed nothing, and may be repeated.
 
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
@@ -41,7 +42,9 @@ where
     core.env.spawner().spawn(lane, name, async move {
         if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
             let sentence = format!("the background task \"{name}\" panicked");
-            shared.pipeline.fail(&Error::new(ErrorKind::FailStop, sentence));
+            let failure = Error::new(ErrorKind::FailStop, sentence);
+            shared.pipeline.fail(&failure);
+            shared.refuse_requests(&failure);
             shared.flushed_event.notify(usize::MAX);
             shared.version_event.notify(usize::MAX);
             std::panic::resume_unwind(panic);
@@ -68,19 +71,26 @@ pub(super) async fn remove(fs: &Fs, dir: &std::path::Path, name: FileName) {
 
 impl Core {
     /// Applies an edit to the manifest and hands the new version to `install` before any other
-    /// edit is applied. A failure stops writing (invariant 3).
+    /// edit is applied. A failure stops writing unless nothing was changed (invariant 3): then
+    /// the tables that the edit would have added are removed.
     pub(super) async fn apply(
         &self,
         edit: VersionEdit,
         opened: Vec<Arc<Table>>,
         install: impl FnOnce(&Arc<Version>),
     ) -> Result<()> {
-        let applied = self.versions.apply(edit, opened, install).await;
-        if let Err(error) = &applied {
-            self.pipeline.fail(error);
-            self.flushed_event.notify(usize::MAX);
+        let added: Vec<_> = opened.iter().map(|table| table.meta().number).collect();
+        if let Err(error) = self.versions.apply(edit, opened, install).await {
+            if self.versions.failure().is_some() {
+                self.pipeline.fail(&error);
+                self.flushed_event.notify(usize::MAX);
+            } else {
+                for number in added {
+                    remove(self.env.fs(), &self.dir, FileName::Table(number)).await;
+                }
+            }
+            return Err(error);
         }
-        applied?;
         self.resize_cache();
         self.version_event.notify(usize::MAX);
         Ok(())

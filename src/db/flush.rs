@@ -24,6 +24,8 @@ use crate::version::edit::VersionEdit;
 
 /// With this many runs in level 0, flushes wait for merges: reads would look at too many runs.
 const RUNS_MAX: usize = 24;
+/// They wait only with this many runs more than level 0 may keep: then a merge is due for sure.
+const RUNS_ABOVE: usize = 8;
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
@@ -34,6 +36,11 @@ pub(super) async fn run(core: Arc<Core>) {
         let listener = core.pipeline.sealed_event.listen();
         if core.is_closed() || core.pipeline.failure().is_some() {
             return;
+        }
+        if core.throttle.is_waited_for() && core.oldest_sealed().is_none() {
+            // The credits that somebody waits for are in the active memtable. When sealing is
+            // refused the pipeline has failed or is closing, and the loop ends.
+            core.pipeline.seal().ok();
         }
         let Some((memtable, next)) = core.oldest_sealed() else {
             listener.await;
@@ -131,11 +138,12 @@ impl Core {
 
     /// Waits while level 0 has too many runs.
     async fn wait_for_merges(&self) -> Result<()> {
+        let runs_max = RUNS_MAX.max(self.settings.runs_per_level + RUNS_ABOVE);
         loop {
             let listener = self.version_event.listen();
             self.check_open()?;
             let runs = self.versions.current().levels().first().map_or(0, |l| l.runs.len());
-            if runs < RUNS_MAX || self.merge_error.lock().is_some() {
+            if runs < runs_max || self.merge_error.lock().is_some() {
                 return Ok(());
             }
             listener.await;

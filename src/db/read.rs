@@ -130,7 +130,7 @@ impl Core {
             match table.lookup_cached(&self.cache, key, hash, seqno) {
                 Lookup::Found(trailer, value) => return Step::Ready(Ok(live((trailer, value)))),
                 Lookup::Absent => {}
-                Lookup::Blocked(_) => {
+                Lookup::Blocked => {
                     let core = self.clone();
                     let key = key.to_vec();
                     let state = Arc::clone(&state);
@@ -195,6 +195,7 @@ impl DB {
         seqno: SeqNo,
     ) -> Result<Vec<Option<Bytes>>> {
         let core = self.core();
+        core.check_open()?;
         let mut values: Vec<Option<Bytes>> = Vec::new();
         let mut slow = Vec::new();
         for (index, key) in keys.into_iter().enumerate() {

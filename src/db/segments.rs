@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use seerdb_io::Env;
 
 use super::Core;
+use super::background::remove;
 use crate::error::Result;
 use crate::filename::{FileName, FileNumber};
 use crate::log::format::Stream;
@@ -19,8 +20,10 @@ use crate::log::segment::{Plan, Segment, prepare};
 use crate::options::{Durability, Settings};
 use crate::version::edit::{VersionEdit, WalRef};
 
-/// The first segment of an open: small, so that opening does not wait for zeros to be written.
-const FIRST_BYTES: u64 = 1 << 20;
+/// The first segment of an open, direct: small, so that opening does not wait for zeros.
+const FIRST_DIRECT_BYTES: u64 = 4 << 20;
+/// The first segment of an open, page-cached: reserving space costs no writing.
+const FIRST_CACHED_BYTES: u64 = 16 << 20;
 /// Each segment is this many times as long as the one before, up to `wal_segment_bytes`.
 const GROWTH: u64 = 4;
 /// Retired segments that are kept to be used again.
@@ -58,7 +61,8 @@ impl Segments {
     pub(super) fn plan(&self, number: FileNumber, wanted: u64, dir: &std::path::Path) -> Plan {
         let mut state = self.state.lock();
         let grown = match state.last_bytes {
-            0 => FIRST_BYTES,
+            0 if self.direct => FIRST_DIRECT_BYTES,
+            0 => FIRST_CACHED_BYTES,
             last => last * GROWTH,
         };
         let bytes = grown.min(self.bytes_max).max(wanted);
@@ -133,8 +137,16 @@ pub(super) async fn run(core: Arc<Core>) {
 async fn next(core: &Core, wanted: u64) -> Result<Arc<Segment>> {
     let number = core.versions.new_file_number();
     let plan = core.segments.plan(number, wanted, &core.dir);
-    let segment = Arc::new(prepare(&core.env, &core.dir, plan).await?);
-    let edit = VersionEdit { wals_added: vec![naming(&segment)], ..VersionEdit::default() };
-    core.apply(edit, Vec::new(), |_| core.segments.add(&segment)).await?;
-    Ok(segment)
+    let named = async {
+        let segment = Arc::new(prepare(&core.env, &core.dir, plan).await?);
+        let edit = VersionEdit { wals_added: vec![naming(&segment)], ..VersionEdit::default() };
+        core.apply(edit, Vec::new(), |_| core.segments.add(&segment)).await?;
+        Ok(segment)
+    };
+    let outcome = named.await;
+    if outcome.is_err() && core.versions.failure().is_none() {
+        // On a full disk each attempt would leave its segment behind.
+        remove(core.env.fs(), &core.dir, FileName::Wal(number)).await;
+    }
+    outcome
 }

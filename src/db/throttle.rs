@@ -8,12 +8,16 @@
 //! 2. `used` is what granted writes hold and flushes have not given back. It exceeds the limit
 //!    only by one write larger than the limit, which goes when nothing else is in.
 //! 3. A grant to a waiter that has gone is given back.
+//! 4. A waiter's credits may all be in the active memtable, which nobody would seal while all
+//!    writers wait: the flush task seals it when [`Throttle::is_waited_for`] and nothing else is
+//!    left to flush. It is told when a write begins to wait, and when one enters the memtable
+//!    while others wait.
 
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use futures::channel::oneshot;
@@ -26,6 +30,8 @@ pub(crate) struct Throttle {
     state: Mutex<State>,
     limit: usize,
     waits: AtomicU64,
+    /// The length of the queue, changed under the lock of `state`.
+    queued: AtomicUsize,
 }
 
 struct State {
@@ -44,7 +50,12 @@ impl State {
 impl Throttle {
     pub(crate) fn new(limit: usize) -> Arc<Self> {
         let state = State { used: 0, waiting: VecDeque::new(), refusal: None };
-        Arc::new(Throttle { state: Mutex::new(state), limit, waits: AtomicU64::new(0) })
+        Arc::new(Throttle {
+            state: Mutex::new(state),
+            limit,
+            waits: AtomicU64::new(0),
+            queued: AtomicUsize::new(0),
+        })
     }
 
     /// Takes `bytes` if nobody has to wait for them.
@@ -90,13 +101,20 @@ impl Throttle {
     fn grant(&self, state: &mut State) {
         while let Some((bytes, _)) = state.waiting.front() {
             if !state.fits(*bytes, self.limit) {
-                return;
+                break;
             }
-            let Some((bytes, sender)) = state.waiting.pop_front() else { return };
+            let Some((bytes, sender)) = state.waiting.pop_front() else { break };
             if sender.send(Ok(())).is_ok() {
                 state.used += bytes;
             }
         }
+        self.queued.store(state.waiting.len(), Ordering::Relaxed);
+    }
+
+    /// Whether a write waits for credits.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        // Order: whoever asks holds, or has held, a lock that the waiter's notice went through.
+        self.queued.load(Ordering::Relaxed) > 0
     }
 
     /// Turns all waiters away with `refusal`, and those who come later and would have to wait,
@@ -108,6 +126,7 @@ impl Throttle {
             // A waiter that has gone needs no answer.
             sender.send(Err(refusal.clone())).ok();
         }
+        self.queued.store(0, Ordering::Relaxed);
     }
 
     /// Lets writes wait again.

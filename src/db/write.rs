@@ -3,20 +3,20 @@
 //! Invariants:
 //! 1. A write that resolves with an error other than `Indeterminate` changed nothing.
 //! 2. Between the append to the log and the insert into the memtable there is no await.
+//! 3. A write, a batch and a write's future are handles: the database stays open while they live.
 
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use event_listener::EventListener;
 use smallvec::SmallVec;
 
+use super::DB;
 use super::commit::{Refused, Ticket};
 use super::stats;
 use super::throttle::Acquire;
-use super::{Core, DB};
 use crate::batch::{OpHead, WriteOp, check_size};
 use crate::codec::crc32c_append;
 use crate::error::{Error, ErrorKind, Result};
@@ -88,7 +88,7 @@ fn delete_op(key: &[u8]) -> Result<WriteOp> {
 /// Awaiting it resolves to the seqno of the write.
 #[must_use = "a write does nothing until it is awaited"]
 pub struct Write {
-    core: Arc<Core>,
+    db: DB,
     op: Result<WriteOp>,
     durability: Durability,
     may_wait: bool,
@@ -104,9 +104,8 @@ impl Write {
     }
 
     fn new(db: &DB, op: Result<WriteOp>) -> Self {
-        let core = db.core().clone();
-        let durability = core.settings.durability;
-        Write { core, op, durability, may_wait: true }
+        let durability = db.core().settings.durability;
+        Write { db: db.clone(), op, durability, may_wait: true }
     }
 
     pub(super) fn without_waiting(mut self) -> Self {
@@ -126,7 +125,7 @@ impl IntoFuture for Write {
     type IntoFuture = WriteFuture;
 
     fn into_future(self) -> WriteFuture {
-        WriteFuture::new(self.core, self.op.map(|op| Ops::from_buf([op])), self.durability)
+        WriteFuture::new(self.db, self.op.map(|op| Ops::from_buf([op])), self.durability)
             .may_wait(self.may_wait)
     }
 }
@@ -148,7 +147,7 @@ impl IntoFuture for Write {
 /// ```
 #[must_use = "a batch does nothing until it is committed"]
 pub struct Batch {
-    core: Arc<Core>,
+    db: DB,
     ops: Ops,
     /// The first operation beyond a limit; told by the commit.
     refused: Option<Error>,
@@ -156,7 +155,7 @@ pub struct Batch {
 
 impl Batch {
     pub(super) fn new(db: &DB) -> Self {
-        Batch { core: db.core().clone(), ops: Ops::new(), refused: None }
+        Batch { db: db.clone(), ops: Ops::new(), refused: None }
     }
 
     /// Adds a put.
@@ -199,7 +198,7 @@ impl Batch {
     ///
     /// As for [`DB::put`]: all of the batch or nothing.
     pub fn commit(self) -> BatchCommit {
-        let durability = self.core.settings.durability;
+        let durability = self.db.core().settings.durability;
         BatchCommit { batch: self, durability }
     }
 }
@@ -224,18 +223,18 @@ impl IntoFuture for BatchCommit {
     type IntoFuture = WriteFuture;
 
     fn into_future(self) -> WriteFuture {
-        let Batch { core, ops, refused } = self.batch;
+        let Batch { db, ops, refused } = self.batch;
         let ops = match refused {
             Some(error) => Err(error),
             None => check_size(&ops).map(|()| ops),
         };
-        WriteFuture::new(core, ops, self.durability)
+        WriteFuture::new(db, ops, self.durability)
     }
 }
 
 /// The future of every write.
 pub struct WriteFuture {
-    core: Arc<Core>,
+    db: DB,
     ops: Ops,
     durability: Durability,
     may_wait: bool,
@@ -254,13 +253,13 @@ enum State {
 }
 
 impl WriteFuture {
-    fn new(core: Arc<Core>, ops: Result<Ops>, durability: Durability) -> Self {
+    fn new(db: DB, ops: Result<Ops>, durability: Durability) -> Self {
         let (ops, state) = match ops {
             Ok(ops) => (ops, State::Start),
             Err(error) => (Ops::new(), State::Refused(error)),
         };
         let memory_bytes = ops.iter().map(WriteOp::memory_bytes).sum();
-        WriteFuture { core, ops, durability, may_wait: true, memory_bytes, state }
+        WriteFuture { db, ops, durability, may_wait: true, memory_bytes, state }
     }
 
     fn may_wait(mut self, yes: bool) -> Self {
@@ -270,14 +269,16 @@ impl WriteFuture {
 
     /// Takes the credits, at once or by waiting in the queue.
     fn start(&mut self) -> State {
-        if let Err(error) = self.core.check_open() {
+        if let Err(error) = self.db.core().check_open() {
             return State::Refused(error);
         }
-        if self.core.throttle.try_acquire(self.memory_bytes) {
+        if self.db.core().throttle.try_acquire(self.memory_bytes) {
             return State::Append;
         }
         if self.may_wait {
-            return State::Credits(self.core.throttle.acquire(self.memory_bytes));
+            let acquire = self.db.core().throttle.acquire(self.memory_bytes);
+            self.db.core().pipeline.want_flush();
+            return State::Credits(acquire);
         }
         State::Refused(would_stall())
     }
@@ -287,6 +288,9 @@ impl WriteFuture {
         match self.append_record() {
             Ok(ticket) => {
                 self.insert(&ticket);
+                if self.db.core().throttle.is_waited_for() {
+                    self.db.core().pipeline.want_flush();
+                }
                 State::Published(ticket)
             }
             Err(Refused::NoSegment(listener)) if self.may_wait => State::Segment(listener),
@@ -308,11 +312,11 @@ impl WriteFuture {
             crc: parts.iter().fold(0, |crc, part| crc32c_append(crc, part)),
         };
         let count = u32::try_from(self.ops.len()).expect("check_size limits the operations");
-        self.core.pipeline.append(&payload, count, self.durability)
+        self.db.core().pipeline.append(&payload, count, self.durability)
     }
 
     fn give_up(&mut self, error: Error) -> State {
-        self.core.throttle.release(self.memory_bytes);
+        self.db.core().throttle.release(self.memory_bytes);
         State::Refused(error)
     }
 
@@ -331,7 +335,7 @@ impl WriteFuture {
             let hash = key_hash(&op.key);
             ticket.memtable.insert(op.key, hash, Trailer::new(seqno, op.kind), op.value);
         }
-        stats::add(&self.core.metrics.commits, 1);
+        stats::add(&self.db.core().metrics.commits, 1);
     }
 }
 
@@ -353,8 +357,8 @@ impl Future for WriteFuture {
                 }
                 State::Start if this.ops.is_empty() => {
                     this.state = State::Done;
-                    let open = this.core.check_open();
-                    return Poll::Ready(open.map(|()| this.core.pipeline.visible()));
+                    let open = this.db.core().check_open();
+                    return Poll::Ready(open.map(|()| this.db.core().pipeline.visible()));
                 }
                 State::Start => this.state = this.start(),
                 State::Credits(acquire) => match Pin::new(acquire).poll(cx) {
@@ -369,12 +373,12 @@ impl Future for WriteFuture {
                 State::Append => {
                     this.state = this.append();
                     if let State::Published(ticket) = &this.state {
-                        let done = this.core.pipeline.finish(ticket, cx);
+                        let done = this.db.core().pipeline.finish(ticket, cx);
                         return this.published(done);
                     }
                 }
                 State::Published(ticket) => {
-                    let done = this.core.pipeline.poll_done(ticket, cx);
+                    let done = this.db.core().pipeline.poll_done(ticket, cx);
                     return this.published(done);
                 }
                 State::Done => panic!("a write was polled after it resolved"),
@@ -387,7 +391,7 @@ impl Drop for WriteFuture {
     fn drop(&mut self) {
         // Credits that were taken for an append that never came.
         if matches!(self.state, State::Append | State::Segment(_)) {
-            self.core.throttle.release(self.memory_bytes);
+            self.db.core().throttle.release(self.memory_bytes);
         }
     }
 }

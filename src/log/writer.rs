@@ -24,6 +24,8 @@ use crate::key::SeqNo;
 use crate::record::{HEADER_BYTES, HEADER_SPAN, Header, RecordType, chain, chain_start};
 
 const ALIGN: u64 = BUF_ALIGN as u64;
+const HEADER_SPAN: u32 = 40;
+const _: () = assert!(HEADER_SPAN as usize == HEADER_BYTES);
 
 /// Records that are written with one write.
 pub(crate) struct Group {

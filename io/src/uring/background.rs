@@ -5,10 +5,14 @@
 //!    at most [`RUNNING_MAX`] of them. Requests beyond that wait in order.
 //! 2. tokio-uring owns buffer and descriptor of an operation until its CQE, also when a task of
 //!    its own is dropped. The descriptor is a duplicate, which lives as long as the request.
-//! 3. The main future ends only when no request is running; so the runtime is idle when dropped.
+//! 3. tokio-uring submits when its thread parks, or when its queue is full. A lane whose tasks are
+//!    always ready never parks; so the queue has one entry, and a busy lane pushes a no-op behind
+//!    the operations it started, which submits them.
+//! 4. The main future ends only when no request is running; so the runtime is idle when dropped.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::future::Future;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
@@ -25,6 +29,9 @@ use crate::transfer::{Kind, Next, Request};
 
 /// Operations in flight on one lane; flushes and merges keep two to four.
 const RUNNING_MAX: usize = 128;
+
+/// Entries of the completion queue: at least as many as can be in flight, and some no-ops.
+const COMPLETIONS: u32 = 512;
 
 /// The requests of a lane's own tasks.
 #[derive(Clone)]
@@ -82,9 +89,9 @@ pub(super) fn start(shared: &Arc<Shared>, name: &'static str, lane: Lane) -> Out
     let (own, own_shared) = (Arc::clone(&mailbox), Arc::clone(shared));
     let thread = move || {
         let mut ring = tokio_uring::uring_builder();
-        ring.dontfork();
+        ring.dontfork().setup_cqsize(COMPLETIONS);
         let made = std::panic::catch_unwind(AssertUnwindSafe(|| {
-            tokio_uring::Runtime::new(tokio_uring::builder().uring_builder(&ring))
+            tokio_uring::Runtime::new(tokio_uring::builder().entries(1).uring_builder(&ring))
         }));
         let made = made.unwrap_or_else(|_| Err(io::Error::other("its runtime panicked")));
         let (runtime, result) = match made {
@@ -126,8 +133,19 @@ fn turn(mailbox: &Mailbox, queue: &Queue, cx: &mut Context<'_>) -> Poll<()> {
     if more || !mailbox.arm(true, queue.is_idle()) {
         // The files come first, then the rest of the tasks.
         cx.waker().wake_by_ref();
+        if !queue.is_idle() {
+            submit();
+        }
     }
     Poll::Pending
+}
+
+/// Submits what is queued, by means of an operation that nobody waits for (invariant 3).
+fn submit() {
+    let no_op = std::pin::pin!(tokio_uring::no_op());
+    let mut nobody = Context::from_waker(std::task::Waker::noop());
+    let polled: Poll<io::Result<()>> = no_op.poll(&mut nobody);
+    drop(polled);
 }
 
 async fn serve(mut request: Request, shared: &Shared) {

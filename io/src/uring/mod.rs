@@ -37,6 +37,8 @@ pub(crate) mod background;
 mod driver;
 mod op;
 mod ring;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

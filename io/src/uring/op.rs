@@ -103,3 +103,84 @@ impl InFlight {
 fn number(key: usize, generation: u32) -> u64 {
     u64::from(generation) << 32 | key as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::channel::oneshot::Receiver;
+    use futures::executor::block_on;
+
+    use super::*;
+    use crate::transfer::Transfer;
+    use crate::{AlignedBuf, Backend, BufResult, Env, EnvOptions, OpenOptions};
+
+    fn request(env: &Env) -> (Request, Receiver<BufResult>) {
+        let options = OpenOptions::default();
+        let file = block_on(env.fs().open("/proc/self/exe", options)).unwrap();
+        let buf = AlignedBuf::zeroed(100);
+        Request::new(Transfer::new(Kind::Read, file.inner, buf, 0))
+    }
+
+    fn env() -> Env {
+        Env::new(&EnvOptions { backend: Backend::Portable }).unwrap()
+    }
+
+    #[test]
+    fn a_short_result_is_submitted_again_under_another_number() {
+        let (env, mut ops) = (env(), InFlight::default());
+        let (request, answer) = request(&env);
+        let key = ops.insert(request);
+        let first = ops.entry(key).get_user_data();
+        assert!(matches!(ops.complete(first, 60), Ok(Outcome::Again(k)) if k == key));
+        let second = ops.entry(key).get_user_data();
+        assert_ne!(first, second);
+        let Ok(Outcome::Finished(request, result)) = ops.complete(second, 40) else {
+            panic!("not finished");
+        };
+        request.finish(result);
+        assert_eq!(block_on(answer).unwrap().0.unwrap(), 100);
+        assert_eq!(ops.len(), 0);
+    }
+
+    #[test]
+    fn a_completion_that_comes_twice_is_the_end() {
+        let (env, mut ops) = (env(), InFlight::default());
+        let key = ops.insert(request(&env).0);
+        let first = ops.entry(key).get_user_data();
+        assert!(matches!(ops.complete(first, 60), Ok(Outcome::Again(_))));
+        ops.entry(key);
+        assert!(ops.complete(first, 60).is_err(), "its number has passed");
+        let second = ops.entry(key).get_user_data();
+        assert!(matches!(ops.complete(second, 40), Ok(Outcome::Finished(..))));
+        assert!(ops.complete(second, 40).is_err(), "its slot is empty");
+        let again = ops.insert(request(&env).0);
+        assert_eq!(again, key);
+        ops.entry(again);
+        assert!(ops.complete(second, 40).is_err(), "its slot is another's");
+    }
+
+    #[test]
+    fn unknown_and_impossible_completions_are_the_end() {
+        let (env, mut ops) = (env(), InFlight::default());
+        assert!(ops.complete(0, 1).is_err());
+        let key = ops.insert(request(&env).0);
+        let number = ops.entry(key).get_user_data();
+        assert!(ops.complete(number + 1, 1).is_err());
+        assert!(ops.complete(number, 101).is_err(), "more than was asked for");
+        ops.abandon("test");
+        assert_eq!(ops.len(), 0);
+    }
+
+    #[test]
+    fn errors_of_the_kernel_arrive_as_such() {
+        let (env, mut ops) = (env(), InFlight::default());
+        for (res, detour) in [(-5, false), (-14, true), (-125, true), (i32::MIN, false)] {
+            let key = ops.insert(request(&env).0);
+            let number = ops.entry(key).get_user_data();
+            match ops.complete(number, res).unwrap() {
+                Outcome::Finished(_, result) => assert!(!detour && result.is_err()),
+                Outcome::Detour(_) => assert!(detour),
+                Outcome::Again(_) => panic!("{res} is final"),
+            }
+        }
+    }
+}

@@ -102,7 +102,7 @@ fn cached_reads_answer_at_once(bed: &Bed) {
         return;
     }
     let Some(result) = file.try_read_at(&mut out, 4096) else {
-        println!("skipped: this file system cannot read without waiting");
+        eprintln!("skipped: this file system cannot read without waiting");
         return;
     };
     assert_eq!(result.unwrap(), 4096);
@@ -151,7 +151,7 @@ fn empty_transfers_do_nothing(bed: &Bed) {
 fn direct_files_need_alignment(bed: &Bed) {
     let file = bed.open("f", direct(creator(Class::Log))).unwrap();
     if !file.is_direct() {
-        println!("skipped: this file system has no direct I/O");
+        eprintln!("skipped: this file system has no direct I/O");
         return;
     }
     for (len, offset) in [(4095, 0), (4096, 1), (512, 512), (1, 0)] {
@@ -231,7 +231,7 @@ fn errors_name_the_file(bed: &Bed) {
 
 fn a_full_device_is_no_space(bed: &Bed) {
     if !std::path::Path::new("/dev/full").exists() {
-        println!("skipped: there is no /dev/full");
+        eprintln!("skipped: there is no /dev/full");
         return;
     }
     for class in CLASSES {
@@ -252,7 +252,7 @@ fn a_full_file_system_is_no_space(bed: &Bed) {
         .arg(&dir)
         .output();
     if !mount.is_ok_and(|m| m.status.success()) {
-        println!("skipped: no file system can be mounted here");
+        eprintln!("skipped: no file system can be mounted here");
         return;
     }
     let full = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {

@@ -40,7 +40,7 @@ impl Bed {
         match Env::new(&EnvOptions { backend }) {
             Ok(env) => Some(Bed { env, dir: tempfile::tempdir().unwrap() }),
             Err(e) if backend == Backend::Uring => {
-                println!("skipped: {e}");
+                eprintln!("skipped: {e}");
                 None
             }
             Err(e) => panic!("{e}"),
