@@ -29,9 +29,6 @@ use crate::key::{SEQNO_MAX, SeqNo};
 
 /// The size of a record header.
 pub(crate) const HEADER_BYTES: usize = 40;
-/// The same, as spans count.
-pub(crate) const HEADER_SPAN: u32 = 40;
-const _: () = assert!(HEADER_SPAN as usize == HEADER_BYTES);
 const MAGIC: u16 = 0x5EED;
 
 /// What a record is for. The numbers are frozen.
