@@ -8,11 +8,12 @@
 //!
 //! `run` reads STATE if it exists and continues from it. Every connection has its own keys and one
 //! request under way at a time, so it knows what each get must answer: all are checked. Half of the
-//! requests are gets, one in twenty is a delete, the others are puts of 1 KiB. When it ends, or when
-//! the server is killed (`--expect-kill`), STATE holds for every key what was last acknowledged and
-//! what was asked for but not answered. `verify` reads every key: it must be one of the two.
+//! requests are gets, one in twenty is a delete, the others are puts of 1 KiB. When it ends, or
+//! when the server is killed (`--expect-kill`), STATE holds for every key what was last
+//! acknowledged and what was asked for but not answered. `verify` reads every key: it must be one
+//! of the two.
 //!
-//! `--rate` spreads the requests evenly (0: as fast as answers come). A latency counts from the time
+//! `--rate` spreads the requests evenly (0: as fast as answers come). A latency counts from when
 //! the request was due, so that a stall shows in all that wait behind it. The tool watches its own
 //! pulse too: a latency above the limit is the server's fault only while the tool itself ran.
 //!

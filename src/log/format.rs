@@ -8,7 +8,7 @@
 //! | 13 | 3 | reserved, 0 | |
 //! | 16 | 8 | segment number | not the number in the name: corruption |
 //! | 24 | 8 | salt | not the salt in the manifest: corruption |
-//! | 32 | 8 | length of the whole segment | the file is shorter: corruption |
+//! | 32 | 8 | length of the whole segment | the file is shorter: corruption; longer: never read |
 //! | 40 | 4 | CRC32C of bytes 0..40 | mismatch: corruption |
 //! | 44 | 4052 | zeros | never read |
 //!
@@ -54,14 +54,14 @@ pub(crate) fn encode(id: FileId, stream: Stream, segment_bytes: u64) -> Vec<u8> 
 }
 
 /// Checks that `page` is the header of the segment that the manifest describes, and that a file of
-/// `file_bytes` holds all of it.
+/// `file_bytes` holds all of it; the length of the segment.
 pub(crate) fn check(
     page: &[u8],
     id: FileId,
     stream: u8,
     path: &Path,
     file_bytes: u64,
-) -> Result<()> {
+) -> Result<u64> {
     let damaged = |offset, what: &str| Err(Error::corruption(path, offset, what));
     let Some(covered) = page.get(..COVERED_BYTES) else {
         return damaged(0, "the segment is shorter than its header");
@@ -96,7 +96,17 @@ pub(crate) fn check(
     if file_bytes < segment_bytes {
         return damaged(file_bytes, "the segment was cut short");
     }
-    Ok(())
+    Ok(segment_bytes)
+}
+
+/// Whose header `page` is, if it is a whole one of this version.
+pub(crate) fn identity(page: &[u8]) -> Option<FileId> {
+    let mut cursor = Cursor::new(page.get(MAGIC.len() + 8..)?);
+    let id = FileId { number: cursor.u64()?, salt: cursor.u64()? };
+    let segment_bytes = cursor.u64()?;
+    // Comparing with what we would write checks everything else.
+    let expected = encode(id, Stream::Wal, segment_bytes);
+    (page.get(..COVERED_BYTES + 4) == expected.get(..COVERED_BYTES + 4)).then_some(id)
 }
 
 #[cfg(test)]
@@ -110,7 +120,9 @@ mod tests {
         let path = Path::new("000003.wal");
         let page = encode(ID, Stream::Wal, 8192);
         assert_eq!(page.len(), HEADER_BYTES);
-        assert!(check(&page, ID, 0, path, 8192).is_ok());
+        assert_eq!(check(&page, ID, 0, path, 8192).unwrap(), 8192);
+        assert_eq!(identity(&page), Some(ID));
+        assert_eq!(identity(&page[..20]), None);
         assert!(
             check(&page, FileId { salt: 98, ..ID }, 0, path, 8192).unwrap_err().is_corruption()
         );
@@ -125,6 +137,7 @@ mod tests {
             bad[bit / 8] ^= 1 << (bit % 8);
             let error = check(&bad, ID, 0, path, 8192).unwrap_err();
             assert!(error.is_corruption(), "bit {bit}: {error}");
+            assert_eq!(identity(&bad), None, "bit {bit}");
         }
     }
 

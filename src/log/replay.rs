@@ -21,7 +21,7 @@ use seerdb_io::{AlignedBuf, BUF_ALIGN, Class, Env, File, OpenOptions};
 
 use super::format;
 use crate::error::{Error, Result};
-use crate::filename::FileName;
+use crate::filename::{FileName, FileNumber};
 use crate::key::SeqNo;
 use crate::record::{self, FileId, Header, RecordType, chain_start};
 
@@ -71,6 +71,8 @@ pub(crate) async fn replay<S: Sink>(
     let mut expected: Option<SeqNo> = None;
     let mut commits = 0;
     let mut stopped: Option<Gap> = None;
+    // Where the records of the segment before end.
+    let mut end: Option<(PathBuf, u64)> = None;
     for &segment in segments {
         let mut reader = Reader::open(env, dir, segment).await?;
         if let Some(gap) = &stopped {
@@ -83,6 +85,7 @@ pub(crate) async fn replay<S: Sink>(
                 reader.step_back();
                 break;
             }
+            end = None;
             if header.kind == RecordType::Data {
                 expected = Some(header.last_seqno() + 1);
                 if header.last_seqno() > flushed {
@@ -97,13 +100,66 @@ pub(crate) async fn replay<S: Sink>(
         }
         // The segment may simply end here; it has a gap if a valid header follows in it.
         let missing = expected.unwrap_or(flushed + 1);
-        let gap = Gap { path: reader.path.clone(), offset: reader.position(), missing };
+        let here = (reader.path.clone(), reader.position());
+        // A whole record that comes too early accuses the segment before.
+        let accused = end.take().filter(|_| reader.stepped_back);
+        let (path, offset) = accused.unwrap_or_else(|| here.clone());
+        let gap = Gap { path, offset, missing };
         if reader.prove_nothing(&gap).await? {
             stopped = Some(gap);
         }
+        end = Some(here);
     }
     let last_seqno = expected.map_or(flushed, |e| (e - 1).max(flushed));
     Ok(Replayed { last_seqno, commits, torn: stopped.is_some() })
+}
+
+/// Looks at the segment `number`, which the manifest does not name.
+///
+/// A segment is named before anything enters it, and leaves the manifest when all of it is in
+/// tables or was dropped behind a gap: one that goes on where the log ends is proof that the
+/// manifest is an older one than it was.
+///
+/// # Errors
+///
+/// Corruption when the segment has the commit behind `last_seqno`; those of the file system.
+pub(crate) async fn prove_behind(
+    env: &Env,
+    dir: &Path,
+    number: FileNumber,
+    last_seqno: SeqNo,
+) -> Result<()> {
+    let path = FileName::Wal(number).in_dir(dir);
+    let options = OpenOptions { class: Class::Background, ..OpenOptions::default() };
+    let file = match env.fs().open(path, options).await {
+        Err(error) if error.is_not_found() => return Ok(()),
+        file => file?,
+    };
+    let (read, mut page) = file.read_at(AlignedBuf::zeroed(format::HEADER_BYTES), 0).await;
+    page.truncate(read?);
+    // A segment that was being made, or recycled, is nobody's.
+    let Some(id) = format::identity(&page).filter(|id| id.number == number) else {
+        return Ok(());
+    };
+    let segment = SegmentRef { id, stream: format::Stream::Wal as u8 };
+    let mut reader = match Reader::open(env, dir, segment).await {
+        Err(error) if error.is_corruption() => return Ok(()),
+        reader => reader?,
+    };
+    while let Some((header, _)) = reader.next_record().await? {
+        if header.first_seqno != last_seqno + 1 {
+            break;
+        }
+        if header.kind == RecordType::Data {
+            let what = format!(
+                "the log ends with commit {last_seqno} and goes on in this segment, which the \
+                 manifest does not name: the manifest is an older one"
+            );
+            return Err(Error::corruption(&reader.path, reader.position(), what));
+        }
+        reader.skip(&header);
+    }
+    Ok(())
 }
 
 /// Where the sequence breaks.
@@ -126,6 +182,8 @@ struct Reader {
     at: usize,
     chain: u32,
     previous_chain: u32,
+    /// The next record is whole, but not in sequence.
+    stepped_back: bool,
 }
 
 impl Reader {
@@ -154,10 +212,12 @@ impl Reader {
             at: 0,
             chain: chain_start(segment.id),
             previous_chain: 0,
+            stepped_back: false,
         };
         reader.fill(format::HEADER_BYTES).await?;
         let (window, path) = (&reader.window, &reader.path);
-        format::check(window, segment.id, segment.stream, path, file_bytes)?;
+        // What stands behind the segment's own length is nobody's.
+        reader.file_bytes = format::check(window, segment.id, segment.stream, path, file_bytes)?;
         reader.at = format::HEADER_BYTES;
         Ok(reader)
     }
@@ -185,6 +245,10 @@ impl Reader {
         let size = (self.at + len).max(CHUNK_BYTES).next_multiple_of(BUF_ALIGN).min(left);
         let (read, mut buf) = self.file.read_at(AlignedBuf::zeroed(size), self.base).await;
         buf.truncate(read?);
+        if buf.len() < size {
+            let end = self.base + buf.len() as u64;
+            return Err(Error::corruption(&self.path, end, "the segment ends before its length"));
+        }
         self.window = buf;
         Ok(())
     }
@@ -225,6 +289,7 @@ impl Reader {
     /// Takes back the last `next_record`: its record is not in sequence.
     fn step_back(&mut self) {
         self.chain = self.previous_chain;
+        self.stepped_back = true;
     }
 
     /// Searches the rest of the segment for valid headers: whether there is one.
@@ -273,3 +338,6 @@ impl Reader {
         Ok(found)
     }
 }
+
+#[cfg(test)]
+mod tests;

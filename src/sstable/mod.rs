@@ -46,7 +46,8 @@ pub(crate) struct BlockId {
 pub(crate) struct TableMeta {
     pub(crate) number: FileNumber,
     pub(crate) file_bytes: u64,
-    /// The CRC32C of the whole file.
+    /// The CRC32C of the file up to its properties block, which repeats it: a table of another
+    /// database, or of another life of this one, never passes for this one.
     pub(crate) checksum: u32,
     pub(crate) entries: u64,
     /// The entries that are deletions.
@@ -63,12 +64,12 @@ impl TableMeta {
     /// Appends the description.
     pub(crate) fn encode(&self, sink: &mut impl Sink) {
         sink.put_u64(self.file_bytes);
-        sink.put_u32(self.checksum);
         self.put_facts(sink);
     }
 
-    /// Appends what the table's properties block repeats: all but size and checksum of the file.
+    /// Appends what the table's properties block repeats: all but the size of the file.
     pub(crate) fn put_facts(&self, sink: &mut impl Sink) {
+        sink.put_u32(self.checksum);
         sink.put_u64(self.number);
         sink.put_varint(self.entries);
         sink.put_varint(self.tombstones);

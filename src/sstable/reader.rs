@@ -46,7 +46,15 @@ pub(crate) enum Lookup {
     /// The table holds no visible version.
     Absent,
     /// Only this block, which is not in the cache, can tell.
-    Blocked(usize),
+    Blocked,
+}
+
+/// What is not data in a table, checked.
+pub(super) struct Metadata {
+    index: Index,
+    filter: Filter,
+    /// Where the properties block begins: what the table's checksum covers ends there.
+    pub(super) properties_at: u64,
 }
 
 /// How the blocks of an open file are read.
@@ -84,7 +92,7 @@ impl Table {
             return Err(Error::corruption(path, found.min(meta.file_bytes), what));
         }
         let reader = BlockReader { file: &file, meta: &meta };
-        let (index, filter) = match reader.metadata().await {
+        let Metadata { index, filter, .. } = match reader.metadata().await {
             Err(error) if is_worth_repeating(&error) => reader.metadata().await?,
             result => result?,
         };
@@ -95,11 +103,6 @@ impl Table {
     /// What the manifest says about it.
     pub(crate) fn meta(&self) -> &Arc<TableMeta> {
         &self.meta
-    }
-
-    /// The path of its file.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
     }
 
     /// The memory that it takes while open, in bytes: filter and index.
@@ -192,7 +195,7 @@ impl Table {
         let Some(mut block) = self.find(key, seqno) else { return Lookup::Absent };
         loop {
             let Some(found) = self.cached_block(cache, block) else {
-                return Lookup::Blocked(block);
+                return Lookup::Blocked;
             };
             if let Some((trailer, value)) = found.get(key, hash_tag(hash), seqno) {
                 return Lookup::Found(trailer, value);
@@ -336,7 +339,7 @@ impl<'a> BlockReader<'a> {
     }
 
     /// Reads and checks all that is not data.
-    async fn metadata(&self) -> Result<(Index, Filter)> {
+    pub(super) async fn metadata(&self) -> Result<Metadata> {
         let file = self.file_ref();
         let size = self.meta.file_bytes;
         let Some(footer_at) = size.checked_sub(FOOTER_BYTES as u64) else {
@@ -368,6 +371,6 @@ impl<'a> BlockReader<'a> {
             let what = "properties block: it contradicts the manifest";
             return Err(file.corruption(footer.properties.offset, what));
         }
-        Ok((index, filter))
+        Ok(Metadata { index, filter, properties_at: footer.properties.offset })
     }
 }

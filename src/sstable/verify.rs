@@ -28,6 +28,8 @@ impl Table {
     pub(crate) async fn verify(self: &Arc<Self>) -> Result<()> {
         let file = self.open_background().await?;
         let reader = BlockReader { file: &file, meta: self.meta() };
+        // Properties and footer have no other check than the one at open.
+        let properties_at = reader.metadata().await?.properties_at;
         let mut seen = Seen::new(self.meta().number);
         let mut crc = 0;
         let mut next = 0;
@@ -52,14 +54,14 @@ impl Table {
         }
         let bad = |offset, what: &str| -> Error { reader.file_ref().corruption(offset, what) };
         seen.check(self.meta()).map_err(|what| bad(0, what))?;
-        while offset < self.meta().file_bytes {
-            let left = self.meta().file_bytes - offset;
+        while offset < properties_at {
+            let left = properties_at - offset;
             let len = usize::try_from(left).unwrap_or(WINDOW_BYTES).min(WINDOW_BYTES);
             crc = crc32c_append(crc, &reader.bytes(offset, len).await?);
             offset += len as u64;
         }
         if crc != self.meta().checksum {
-            return Err(bad(0, "the checksum of the file is not the one in the manifest"));
+            return Err(bad(0, "the checksum of the table is not the one in the manifest"));
         }
         Ok(())
     }

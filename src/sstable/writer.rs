@@ -148,6 +148,7 @@ impl TableWriter {
     }
 
     /// The number of entries so far.
+    #[cfg(test)]
     pub(crate) fn entries(&self) -> u64 {
         self.meta.entries
     }
@@ -260,12 +261,12 @@ impl TableWriter {
         let filter = self.put_block(BlockKind::Filter, &filter);
         let index = self.index.finish();
         let index = self.put_block(BlockKind::Index, &index);
+        self.meta.checksum = self.crc;
         let properties = properties(&self.meta, &self.options);
         let properties = self.put_block(BlockKind::Properties, &properties);
         let footer = Footer { filter, index, properties }.encode(self.meta.number);
         put_out(&mut self.out, &mut self.crc, &footer);
         self.meta.file_bytes = self.file_offset();
-        self.meta.checksum = self.crc;
         match self.flush_and_sync().await {
             Ok(()) => Ok(self.meta),
             Err(error) => {

@@ -10,7 +10,7 @@
 //! | next unit | 4096 | mark record 1: durable seqno 1 |
 //! | next unit | n * 4096 | edit record 2: durable seqno 1 |
 //! | next unit | 4096 | mark record 2: durable seqno 2; and so on |
-//! | behind the last | any | zeros (allocated ahead) or a torn tail |
+//! | behind the last | 4096 at least | zeros (allocated ahead) or a torn tail |
 //!
 //! The header page:
 //!

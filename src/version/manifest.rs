@@ -10,7 +10,9 @@
 //!    that was in force.
 //! 3. A manifest is appended to only by the process that created it. After any failed write or
 //!    sync the writer is not used again.
-//! 4. CURRENT is replaced only when the manifest that it will name is durable, its name included.
+//! 4. At least one unit behind the last record belongs to the file: a file that ends sooner was
+//!    cut short. Space is there before it is written to, so that a torn write never shortens it.
+//! 5. CURRENT is replaced only when the manifest that it will name is durable, its name included.
 //!
 //! Reading stops at the first bad record. If any valid record header behind it declares the
 //! missing edit durable the manifest is damaged; otherwise the rest is a torn tail. An edit that is
@@ -89,7 +91,8 @@ impl Writer {
     /// Makes sure that the file has space for an edit. Failing changes nothing: the writer stays
     /// usable.
     pub(super) async fn reserve(&mut self, payload: &[u8]) -> Result<()> {
-        let end = self.position + span(payload.len()) + UNIT as u64;
+        // The mark, and the spare unit (invariant 4).
+        let end = self.position + span(payload.len()) + 2 * UNIT as u64;
         if end > self.allocated {
             let len = end.next_multiple_of(ALLOCATE_BYTES);
             self.file.allocate(len).await?;
@@ -242,7 +245,11 @@ fn replay(path: &Path, bytes: &[u8], id: FileId) -> Result<Vec<ReadEdit>> {
     let missing = edits.len() as u64 + 1;
     if missing == 1 || reader.proves(missing) {
         let what = format!("edit {missing} of the manifest is damaged");
-        return Err(Error::corruption(path, reader.position as u64, what));
+        return Err(Error::corruption(path, reader.position.min(bytes.len()) as u64, what));
+    }
+    if reader.position + UNIT > bytes.len() || reader.is_cut() {
+        let what = format!("the manifest was cut short behind edit {}", edits.len());
+        return Err(Error::corruption(path, bytes.len() as u64, what));
     }
     Ok(edits)
 }
@@ -287,6 +294,13 @@ impl<'a> Reader<'a> {
         self.chain = header.chain;
         self.position += header.span as usize;
         Some(payload)
+    }
+
+    /// Whether the bad record reaches beyond the end of the file (invariant 4).
+    fn is_cut(&self) -> bool {
+        let rest = self.bytes.get(self.position..).unwrap_or_default();
+        Header::decode(rest, self.id, self.position as u64)
+            .is_some_and(|header| u64::from(header.span) > rest.len() as u64)
     }
 
     /// Whether a record behind the bad one declares edit `missing` durable. A record of ours can

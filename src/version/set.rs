@@ -254,12 +254,13 @@ impl VersionSet {
     }
 
     /// Deletes files of ours that nothing refers to: tables, manifests and log segments that are
-    /// older than this open, and a left-over CURRENT.tmp. To be called once, after `open` and
-    /// before tasks start; `keep_wals` are the segments to leave. Foreign names are left alone.
+    /// older than this open, and a left-over CURRENT.tmp. To be called after `open` and before
+    /// tasks start; `keep_wals` are the segments to leave. Foreign names are left alone.
     ///
     /// # Errors
     ///
-    /// When the directory cannot be listed or a file cannot be removed; the next open tries again.
+    /// When the directory cannot be listed or synced, or a file cannot be removed; the next open
+    /// tries again.
     pub(crate) async fn remove_orphans(&self, keep_wals: &[FileNumber]) -> Result<usize> {
         let log = self.log.lock().await;
         self.check_alive()?;
@@ -279,9 +280,16 @@ impl VersionSet {
                 FileName::Wal(number) => is_old && !keep_wals.contains(&number),
             };
             if is_orphan {
-                self.fs.remove_file(name.in_dir(&self.dir)).await?;
-                removed += 1;
+                match self.fs.remove_file(name.in_dir(&self.dir)).await {
+                    // An earlier life of this database may still be emptying its trash.
+                    Err(error) if !error.is_not_found() => return Err(error.into()),
+                    _ => removed += 1,
+                }
             }
+        }
+        if removed > 0 {
+            // A dropped tail must not come back behind commits of this life.
+            self.fs.sync_dir(&self.dir).await?;
         }
         Ok(removed)
     }

@@ -15,7 +15,7 @@ fn edits() -> Vec<VersionEdit> {
     ]
 }
 
-/// A manifest built without files, and the offset of each edit record.
+/// A manifest built without files, with its spare unit, and the offset of each edit record.
 fn manifest(edits: &[VersionEdit]) -> (Vec<u8>, Vec<usize>) {
     let mut bytes = format::encode_header(ID);
     let mut chain = record::chain_start(ID);
@@ -45,6 +45,7 @@ fn manifest(edits: &[VersionEdit]) -> (Vec<u8>, Vec<usize>) {
             bytes.resize(end, 0);
         }
     }
+    bytes.resize(bytes.len() + UNIT, 0);
     (bytes, offsets)
 }
 
@@ -75,7 +76,7 @@ fn the_writer_writes_what_the_tests_build() {
             writer.append(&payload).await.unwrap();
         }
         let (bytes, _) = manifest(&edits());
-        assert_eq!(writer.bytes(), bytes.len() as u64);
+        assert_eq!(writer.bytes(), (bytes.len() - UNIT) as u64);
         let path = FileName::Manifest(9).in_dir(dir.path());
         let file = env.fs().open(path, OpenOptions::default()).await.unwrap();
         let len = usize::try_from(file.len().await.unwrap()).unwrap();
@@ -86,29 +87,47 @@ fn the_writer_writes_what_the_tests_build() {
     });
 }
 
-/// A crash while the last edit is appended: cut anywhere, or zeros from anywhere on.
+/// A crash while the last edit is appended: zeros from anywhere on.
 #[test]
 fn a_torn_last_edit_is_dropped_and_a_whole_one_taken() {
     let all = edits();
     for count in 2..=all.len() {
         let (bytes, offsets) = manifest(&all[..count]);
         let start = offsets[count - 1];
-        let mark = bytes.len() - UNIT;
+        let mark = bytes.len() - 2 * UNIT;
         let whole = start + HEADER_BYTES + encode(&all[count - 1]).len();
         for cut in start..mark {
             let expected = if cut < whole { &all[..count - 1] } else { &all[..count] };
             // The encoding may end in zero bytes, which a run of zeros does not tear.
             let zeros_tear = bytes[cut..whole.max(cut)].iter().any(|&b| b != 0);
             let zeroed_expected = if zeros_tear { expected } else { &all[..count] };
-            assert_eq!(read_all(&bytes[..cut]).unwrap(), expected, "cut at {cut}");
             let mut zeroed = bytes.clone();
             zeroed[cut..].fill(0);
             assert_eq!(read_all(&zeroed).unwrap(), zeroed_expected, "zeros from {cut}");
         }
         for cut in mark..bytes.len() {
-            assert_eq!(read_all(&bytes[..cut]).unwrap(), all[..count], "mark cut at {cut}");
+            let mut zeroed = bytes.clone();
+            zeroed[cut..].fill(0);
+            assert_eq!(read_all(&zeroed).unwrap(), all[..count], "mark zeroed from {cut}");
         }
     }
+}
+
+/// A manifest that was cut short passed for one with a torn tail: the database came back as it had
+/// been when it was opened last, or empty.
+#[test]
+fn a_manifest_cut_short_is_damaged() {
+    let (mut bytes, _) = manifest(&edits());
+    for cut in 0..bytes.len() {
+        let error = read_all(&bytes[..cut]).unwrap_err();
+        assert!(error.is_corruption(), "cut at {cut}: {error}");
+        assert!(error.location().unwrap().1 <= cut as u64, "cut at {cut}: {error}");
+    }
+    // A torn edit does not hide the cut.
+    let end = bytes.len();
+    bytes[end - 2 * UNIT..].fill(0);
+    assert!(read_all(&bytes).is_ok());
+    assert!(read_all(&bytes[..end - 2 * UNIT]).unwrap_err().is_corruption());
 }
 
 #[test]

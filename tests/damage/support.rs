@@ -1,0 +1,100 @@
+//! What all trials share: random numbers, scratch directories, copies of directories.
+
+use std::path::Path;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use seerdb::{Env, EnvOptions};
+use tempfile::TempDir;
+
+/// The engine's environment, one for all databases of the test.
+pub(crate) fn env() -> &'static Env {
+    static ENV: OnceLock<Env> = OnceLock::new();
+    ENV.get_or_init(|| Env::new(&EnvOptions::default()).expect("a backend starts"))
+}
+
+/// A number from the environment.
+pub(crate) fn number(name: &str, default: u64) -> u64 {
+    match std::env::var(name) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")),
+        Err(_) => default,
+    }
+}
+
+/// The seed of this run, printed once: `SEERDB_DAMAGE_SEED` repeats it.
+pub(crate) fn seed() -> u64 {
+    static SEED: OnceLock<u64> = OnceLock::new();
+    *SEED.get_or_init(|| {
+        let fresh = env().rng().next_u64();
+        let seed = number("SEERDB_DAMAGE_SEED", fresh);
+        eprintln!("SEERDB_DAMAGE_SEED={seed}");
+        seed
+    })
+}
+
+/// A scratch directory in memory where the system has one.
+pub(crate) fn scratch() -> TempDir {
+    let builder = || {
+        let mut builder = tempfile::Builder::new();
+        builder.prefix("seerdb-damage-");
+        builder
+    };
+    builder()
+        .tempdir_in("/dev/shm")
+        .or_else(|_| builder().tempdir())
+        .expect("a scratch directory can be made")
+}
+
+/// Waits for `millis`.
+pub(crate) async fn pause(millis: u64) {
+    env().clock().sleep(Duration::from_millis(millis)).await;
+}
+
+/// The files of a directory, by name, without LOCK, which has no content.
+pub(crate) fn files(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(dir)
+        .expect("the directory is there")
+        .map(|entry| entry.expect("an entry").file_name().into_string().expect("our names"))
+        .filter(|name| name != "LOCK")
+        .collect();
+    names.sort();
+    names
+}
+
+/// Copies every file of `from` to the fresh directory `to`.
+pub(crate) fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir(to).expect("a fresh directory");
+    for name in files(from) {
+        std::fs::copy(from.join(&name), to.join(&name)).expect("a copy");
+    }
+}
+
+/// SplitMix64.
+pub(crate) struct Rng(pub(crate) u64);
+
+impl Rng {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `end`.
+    pub(crate) fn below(&mut self, end: usize) -> usize {
+        usize::try_from(self.next() % end as u64).expect("below a usize")
+    }
+
+    pub(crate) fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+
+    pub(crate) fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len).map(|_| u8::try_from(self.below(256)).expect("a byte")).collect()
+    }
+
+    pub(crate) fn pick<'a, T>(&mut self, of: &'a [T]) -> &'a T {
+        &of[self.below(of.len())]
+    }
+}

@@ -1,0 +1,213 @@
+//! The other direction: the tail of a log that was never durable is torn in every way that a power
+//! cut can tear it, and nothing of that is damage. The database opens, with a prefix of the
+//! commits.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use futures::StreamExt;
+use seerdb::{DB, DBOptions, Durability};
+
+use crate::check::{Outcome, within_deadline};
+use crate::golden::{self, Golden, Model, settle};
+use crate::runner::{Fault, run_with};
+use crate::single::SECTOR;
+use crate::support::{Rng, copy_dir, number, scratch};
+
+const UNIT: usize = 4096;
+
+/// A database with commits that are not durable at the end of its log.
+struct Tail {
+    golden: Golden,
+    /// The model after each of those commits, beginning with none of them.
+    states: Vec<Model>,
+    /// Parts of files that a power cut may lose, in the order in which they were written: file,
+    /// offset, and the bytes that stood there before.
+    parts: Vec<(String, usize, Vec<u8>)>,
+    /// Whether the parts may be lost in any combination, and not only from one on.
+    any_order: bool,
+}
+
+fn all() -> &'static [Tail] {
+    static ALL: OnceLock<Vec<Tail>> = OnceLock::new();
+    ALL.get_or_init(|| {
+        let cached = golden::options(Durability::Written);
+        let grouped = golden::options(Durability::Synced);
+        vec![
+            make("cached, one segment", cached.clone().wal_segment_bytes(64 << 10), 40, 1),
+            make("cached, many segments", cached, 60, 1),
+            make("grouped, a small group", grouped.clone(), 1, 12),
+            make("grouped, a large group", grouped, 1, 70),
+        ]
+    })
+}
+
+/// `commits` batches of `ops` puts each, behind a history that is durable and marked.
+fn make(name: &'static str, options: DBOptions, commits: usize, ops: usize) -> Tail {
+    let options = options.memtable_bytes(48 << 10);
+    let scratch = scratch();
+    let [live, before, dir] = ["live", "before", "dir"].map(|name| scratch.path().join(name));
+    let grouped = name.starts_with("grouped");
+    let states = futures::executor::block_on(async {
+        let db = options.open(&live).await.unwrap();
+        let mut rng = Rng(11);
+        let mut states = vec![Model::new()];
+        for _ in 0..30 {
+            commit(&db, &mut rng, &mut states, 2, Durability::Synced).await;
+        }
+        settle(&db).await;
+        copy_dir(&live, &before);
+        let mut states = states.split_off(states.len() - 1);
+        for _ in 0..commits {
+            let loose = if rng.chance(50) { Durability::Written } else { Durability::Buffered };
+            let durability = if grouped { Durability::Synced } else { loose };
+            commit(&db, &mut rng, &mut states, ops, durability).await;
+        }
+        settle(&db).await;
+        copy_dir(&live, &dir);
+        db.close().await.unwrap();
+        states
+    });
+    let parts = parts(&before, &dir, grouped);
+    assert!(parts.len() > 3, "{name}: {} parts", parts.len());
+    let model = states.last().unwrap().clone();
+    let golden = Golden::new(name, dir, options, model, scratch);
+    Tail { golden, states, parts, any_order: !grouped }
+}
+
+async fn commit(
+    db: &DB,
+    rng: &mut Rng,
+    states: &mut Vec<Model>,
+    ops: usize,
+    durability: Durability,
+) {
+    let mut model = states.last().unwrap().clone();
+    let mut batch = db.batch();
+    for _ in 0..ops {
+        let key = format!("key-{:03}", rng.below(100)).into_bytes();
+        if rng.chance(15) {
+            batch.delete(&key);
+            model.insert(key, None);
+        } else {
+            let len = 10 + rng.below(200);
+            let value = rng.bytes(len);
+            batch.put(&key, value.clone());
+            model.insert(key, Some(value));
+        }
+    }
+    batch.commit().durability(durability).await.unwrap();
+    states.push(model);
+}
+
+/// What differs in the logs of `before` and `after`, by sectors.
+fn parts(before: &Path, after: &Path, grouped: bool) -> Vec<(String, usize, Vec<u8>)> {
+    let mut parts = Vec::new();
+    for name in crate::support::files(after).into_iter().filter(|name| name.ends_with(".wal")) {
+        let new = std::fs::read(after.join(&name)).unwrap();
+        let mut old = std::fs::read(before.join(&name)).unwrap_or_default();
+        if old.is_empty() {
+            // A segment made since: its header is durable.
+            old = new[..UNIT].to_vec();
+            old.resize(new.len(), 0);
+        }
+        for start in (0..new.len()).step_by(SECTOR) {
+            let sector = start..start + SECTOR;
+            if let Some(first) = sector.clone().find(|at| new[*at] != old[*at]) {
+                parts.push((name.clone(), first, old[first..sector.end].to_vec()));
+            }
+        }
+    }
+    if grouped {
+        // The mark comes when the group is durable: it goes first, always.
+        let (name, at, _) = parts.last().unwrap().clone();
+        assert!(at % UNIT == 0, "the mark of {name} is not at the start of a unit: {at}");
+    }
+    parts
+}
+
+/// Loses parts of the tail.
+fn tear(rng: &mut Rng, tail: &Tail, dir: &Path) -> Fault {
+    let parts = &tail.parts;
+    // The mark of a group is never there without the group.
+    let last = parts.len() - 1;
+    let garbage = rng.chance(40);
+    let (how, lost): (String, Vec<bool>) = if rng.chance(50) {
+        let from = rng.below(parts.len());
+        (format!("from part {from} on"), (0..parts.len()).map(|part| part >= from).collect())
+    } else {
+        let percent = 1 + rng.below(60);
+        let mut lost: Vec<bool> = parts.iter().map(|_| rng.chance(percent)).collect();
+        lost[last] |= !tail.any_order;
+        (format!("{percent} % of the parts"), lost)
+    };
+    let mut files: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
+    for ((name, at, old), _) in parts.iter().zip(lost).filter(|(_, lost)| *lost) {
+        let bytes = files.entry(name).or_insert_with(|| std::fs::read(dir.join(name)).unwrap());
+        let lost = if garbage { rng.bytes(old.len()) } else { old.clone() };
+        bytes[*at..*at + old.len()].copy_from_slice(&lost);
+    }
+    for (name, bytes) in files {
+        std::fs::write(dir.join(name), bytes).unwrap();
+    }
+    let row = if garbage { "garbage" } else { "as before" };
+    Fault { row: format!("{}: {row}", tail.golden.name), what: how }
+}
+
+#[test]
+fn a_torn_tail_is_no_damage() {
+    let trials = usize::try_from(number("SEERDB_DAMAGE_TRIALS", 2_000)).unwrap() * 3 / 5;
+    let goldens: Vec<&Golden> = all().iter().map(|tail| &tail.golden).collect();
+    run_with("a torn tail", trials, &goldens, |trial, rng, golden, dir| {
+        let tail = &all()[trial % goldens.len()];
+        let fault = tear(rng, tail, dir);
+        let (options, dir) = (golden.options.clone(), dir.to_path_buf());
+        let result = within_deadline(move || {
+            futures::executor::block_on(examine_prefix(&options, &dir, &tail.states))
+        });
+        Some((fault, result))
+    });
+}
+
+/// Opens, finds one of `states`, writes, and finds it all again.
+async fn examine_prefix(
+    options: &DBOptions,
+    dir: &PathBuf,
+    states: &[Model],
+) -> Result<Outcome, String> {
+    let text = |what: &str, error: seerdb::Error| format!("{what}: {error:?}");
+    let db = options.open(dir).await.map_err(|error| text("FALSE ALARM", error))?;
+    let found = content(&db).await?;
+    if !states.iter().any(|state| live(state) == found) {
+        return Err("the state is no prefix".into());
+    }
+    db.put("key-after", "after").await.map_err(|error| text("put", error))?;
+    db.close().await.map_err(|error| text("close", error))?;
+    let db = options.open(dir).await.map_err(|error| text("reopen", error))?;
+    let mut again = content(&db).await?;
+    let after = again.remove(b"key-after".as_slice());
+    if after.as_deref() != Some(b"after") || again != found {
+        return Err("another state after reopening".into());
+    }
+    db.close().await.map_err(|error| text("close again", error))?;
+    Ok(Outcome::Harmless)
+}
+
+async fn content(db: &DB) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, String> {
+    let items: Vec<_> = db.iter().collect().await;
+    let mut found = BTreeMap::new();
+    for item in items {
+        let (key, value) = item.map_err(|error| format!("scan: {error:?}"))?;
+        let got = db.get(&key).await.map_err(|error| format!("get: {error:?}"))?;
+        if got.as_deref() != Some(&value[..]) {
+            return Err("get and scan differ".into());
+        }
+        found.insert(key.to_vec(), value.to_vec());
+    }
+    Ok(found)
+}
+
+fn live(model: &Model) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    model.iter().filter_map(|(key, value)| Some((key.clone(), value.clone()?))).collect()
+}
