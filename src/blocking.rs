@@ -167,6 +167,24 @@ impl DB {
         wait(self.db.flush())
     }
 
+    /// As [`crate::DB::compact_range`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn compact_range<K: AsRef<[u8]>, R: RangeBounds<K>>(&self, range: R) -> Result<()> {
+        wait(self.db.compact_range(range))
+    }
+
+    /// As [`crate::DB::verify`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn verify(&self) -> Result<()> {
+        wait(self.db.verify())
+    }
+
     /// As [`crate::DB::close`].
     ///
     /// # Errors

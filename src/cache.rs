@@ -89,7 +89,7 @@ where
     }
 
     /// The value of `key`: from here, from a load that runs already, or by `load`, in this order.
-    /// What was loaded is kept.
+    /// What was loaded is kept with `fill`.
     ///
     /// # Errors
     ///
@@ -98,14 +98,6 @@ where
     /// # Cancel safety
     ///
     /// Dropping the future gives up waiting; the load ends when nobody waits for it any more.
-    pub(crate) async fn get_or_load<F>(&self, key: K, load: F) -> Result<V>
-    where
-        F: Future<Output = Result<V>> + Send + 'static,
-    {
-        self.load(key, true, load).await
-    }
-
-    /// Like [`ByteCache::get_or_load`], keeping what was loaded only with `fill`.
     pub(crate) fn load<F>(
         &self,
         key: K,
@@ -131,6 +123,7 @@ where
     }
 
     /// The capacity, in bytes.
+    #[cfg(test)]
     pub(crate) fn capacity(&self) -> u64 {
         self.state.cache.capacity()
     }
@@ -265,14 +258,14 @@ mod tests {
             }
         };
         block_on(async {
-            let a = cache.get_or_load(1, load(Err(Error::closed())));
-            let b = cache.get_or_load(1, load(Ok("second".into())));
+            let a = cache.load(1, true, load(Err(Error::closed())));
+            let b = cache.load(1, true, load(Ok("second".into())));
             pin_mut!(a, b);
             assert!(poll!(a.as_mut()).is_pending() && poll!(b.as_mut()).is_pending());
             fire.send(()).unwrap();
             let (a, b) = join!(a, b);
             assert!(a.is_err() && b.is_err(), "both waited for the first load");
-            assert!(cache.get_or_load(1, load(Ok("x".into()))).now_or_never().is_none());
+            assert!(cache.load(1, true, load(Ok("x".into()))).now_or_never().is_none());
         });
         assert_eq!(loads.load(Ordering::Relaxed), 2);
         assert!(cache.state.loads.lock().running.is_empty(), "the dropped load left");
@@ -283,11 +276,11 @@ mod tests {
         let cache = Strings::new(100_000);
         let (send, receive) = oneshot::channel::<String>();
         block_on(async {
-            let idle = cache.get_or_load(1, async move { Ok(receive.await.unwrap()) });
+            let idle = cache.load(1, true, async move { Ok(receive.await.unwrap()) });
             pin_mut!(idle);
             assert!(poll!(idle.as_mut()).is_pending());
             send.send("value".into()).unwrap();
-            let other = cache.get_or_load(1, async { panic!("one load runs already") }).await;
+            let other = cache.load(1, true, async { panic!("one load runs already") }).await;
             assert_eq!(other.unwrap(), "value");
             assert_eq!(idle.await.unwrap(), "value");
             assert_eq!(cache.get(&1).as_deref(), Some("value"));

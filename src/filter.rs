@@ -70,6 +70,7 @@ impl FilterBuilder {
     }
 
     /// The number of keys.
+    #[cfg(test)]
     pub(crate) fn keys(&self) -> usize {
         self.hashes.len()
     }

@@ -54,11 +54,6 @@ impl ValueKind {
 pub(crate) struct Trailer(u64);
 
 impl Trailer {
-    /// Sorts before every version of a key.
-    pub(crate) const FIRST: Trailer = Trailer(u64::MAX);
-    /// Sorts behind every version of a key: seqno 0 is never given out.
-    pub(crate) const LAST: Trailer = Trailer(0);
-
     pub(crate) fn new(seqno: SeqNo, kind: ValueKind) -> Self {
         debug_assert!(seqno <= SEQNO_MAX, "seqno {seqno} does not fit its 56 bits");
         Trailer(seqno << 8 | kind as u64)

@@ -224,7 +224,10 @@ impl DBOptions {
                 self.wal_segment_bytes >= 16 * KIB && self.wal_segment_bytes <= 1 << 30,
                 "wal_segment_bytes must be from 16 KiB to 1 GiB",
             ),
-            (self.wal_segment_bytes % 4096 == 0, "wal_segment_bytes must be a multiple of 4096"),
+            (
+                self.wal_segment_bytes.is_multiple_of(4096),
+                "wal_segment_bytes must be a multiple of 4096",
+            ),
             (
                 self.buffered_delay <= Duration::from_secs(3600),
                 "buffered_delay must be at most one hour",

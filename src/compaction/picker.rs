@@ -66,25 +66,6 @@ pub(crate) fn pick_all(tree: &Tree<'_>, shape: &Shape) -> Option<Choice> {
     Some(choice)
 }
 
-/// A merge that may run beside `running`: of runs that were flushed since, within level 0. So
-/// level 0 does not grow without bound while a long merge goes on.
-///
-/// The inputs are newer than all of the other merge's, whose own stand in level 0 perhaps until it
-/// is done: a deeper output would stand behind them.
-pub(crate) fn pick_beside(tree: &Tree<'_>, shape: &Shape, running: &Choice) -> Option<Choice> {
-    tree.check();
-    let later: Vec<&RunView<'_>> =
-        tree.level(0).iter().filter(|run| run.id > running.output_run).collect();
-    if later.len() <= shape.runs_upper {
-        return None;
-    }
-    let (count, _) = gather(&later, later.len() - shape.runs_upper + 1);
-    let choice = choose(tree, shape, 0, count, OutputLevel::Fixed(0));
-    assert!(!choice.bottommost, "the inputs of a running merge are gone");
-    assert!(choice.inputs.iter().all(|input| !running.inputs.contains(input)));
-    Some(choice)
-}
-
 /// The newest runs, `needed` at least, and older ones as long as they are no larger than what is
 /// gathered: their number and bytes.
 fn gather(runs: &[&RunView<'_>], needed: usize) -> (usize, u64) {

@@ -42,7 +42,9 @@ where
     core.env.spawner().spawn(lane, name, async move {
         if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
             let sentence = format!("the background task \"{name}\" panicked");
-            shared.pipeline.fail(&Error::new(ErrorKind::FailStop, sentence));
+            let failure = Error::new(ErrorKind::FailStop, sentence);
+            shared.pipeline.fail(&failure);
+            shared.refuse_requests(&failure);
             shared.flushed_event.notify(usize::MAX);
             shared.version_event.notify(usize::MAX);
             std::panic::resume_unwind(panic);

@@ -41,25 +41,19 @@ use crate::memtable::Memtable;
 use crate::options::Durability;
 
 /// A group that has grown to this size is written without waiting for its time.
-const GROUP_BYTES_MAX: usize = 1 << 20;
-/// Buffers above this size are not kept for the next group.
-const SPARE_BYTES_MAX: usize = 4 << 20;
-/// Group writes in flight: the second one overlaps the first one's way to the device and back.
-const IN_FLIGHT_MAX: usize = 2;
-/// How long the log stays idle before a mark says what is durable.
-const MARK_DELAY: Duration = Duration::from_millis(5);
+pub(super) const GROUP_BYTES_MAX: usize = 1 << 20;
 
 pub(crate) type Wakers = SmallVec<[Waker; 8]>;
 
 /// The pipeline of one open database.
 pub(crate) struct Pipeline {
-    state: Mutex<State>,
+    pub(super) state: Mutex<State>,
     visible: AtomicU64,
-    durable: AtomicU64,
-    grouped: bool,
+    pub(super) durable: AtomicU64,
+    pub(super) grouped: bool,
     memtable_bytes: usize,
-    buffered_delay: Duration,
-    clock: Clock,
+    pub(super) buffered_delay: Duration,
+    pub(super) clock: Clock,
     pub(super) read_states: Arc<ReadStates>,
     /// Wakes the log task.
     pub(super) log_waker: AtomicWaker,
@@ -71,35 +65,35 @@ pub(crate) struct Pipeline {
     /// A memtable was sealed, or must be.
     pub(super) sealed_event: Event,
     /// `visible` or `durable` has grown, or never will.
-    progress_event: Event,
+    pub(super) progress_event: Event,
 }
 
-struct State {
-    log: LogBuffer,
+pub(super) struct State {
+    pub(super) log: LogBuffer,
     /// Groups of segments that are closed but not yet written (grouped).
-    groups: VecDeque<Group>,
+    pub(super) groups: VecDeque<Group>,
     /// Closed segments with records that no sync has covered (cached).
-    unsynced: Vec<Arc<Segment>>,
+    pub(super) unsynced: Vec<Arc<Segment>>,
     next: Next,
     /// The length that the next segment must have at least.
-    wanted_bytes: u64,
+    pub(super) wanted_bytes: u64,
     pending: VecDeque<Pending>,
     /// The id of the first pending commit.
-    front: u64,
-    active: Arc<Memtable>,
+    pub(super) front: u64,
+    pub(super) active: Arc<Memtable>,
     /// The last seqno before the active memtable.
-    active_base: SeqNo,
+    pub(super) active_base: SeqNo,
     /// Somebody waits for this seqno to be durable.
-    sync_wanted: SeqNo,
+    pub(super) sync_wanted: SeqNo,
     /// The last seqno in groups that were taken.
-    taken: SeqNo,
+    pub(super) taken: SeqNo,
     /// When the oldest record of the group came that nobody waits for.
-    oldest_buffered: Option<Duration>,
-    durable_at: Duration,
-    log_sleeps: bool,
-    failure: Option<Error>,
-    closing: bool,
-    spares: Vec<AlignedBuf>,
+    pub(super) oldest_buffered: Option<Duration>,
+    pub(super) durable_at: Duration,
+    pub(super) log_sleeps: bool,
+    pub(super) failure: Option<Error>,
+    pub(super) closing: bool,
+    pub(super) spares: Vec<AlignedBuf>,
 }
 
 /// The segment after the active one.
@@ -130,18 +124,6 @@ pub(crate) enum Refused {
     NoSegment(EventListener),
     /// For good.
     Error(Error),
-}
-
-/// What the log task has to do.
-pub(crate) enum Work {
-    /// Write a group durably.
-    Write(Group),
-    /// Sync segments; then everything up to the seqno is durable.
-    Sync(Vec<Arc<Segment>>, SeqNo),
-    /// Sleep, until the given time if there is one.
-    Sleep(Option<Duration>),
-    /// The log is closed or has failed.
-    Exit,
 }
 
 /// Where a pipeline begins.
@@ -289,7 +271,7 @@ impl Pipeline {
         Ok(work && std::mem::take(&mut state.log_sleeps))
     }
 
-    fn write_cached(&self, state: &mut State) -> Result<()> {
+    pub(super) fn write_cached(&self, state: &mut State) -> Result<()> {
         state.oldest_buffered = None;
         state.log.write_cached().map_err(|cause| {
             self.fail_locked(state, &cause);
@@ -418,7 +400,7 @@ impl Pipeline {
     }
 
     /// Makes visible what can be (invariant 2).
-    fn publish(&self, state: &mut State, wakers: &mut Wakers) {
+    pub(super) fn publish(&self, state: &mut State, wakers: &mut Wakers) {
         if state.failure.is_some() {
             return;
         }
@@ -454,7 +436,7 @@ impl Pipeline {
     }
 
     /// Lets everybody who waits find the failure.
-    fn wake_failed(&self) {
+    pub(super) fn wake_failed(&self) {
         let mut state = self.state.lock();
         let wakers: Wakers = state.pending.iter_mut().filter_map(|p| p.waker.take()).collect();
         drop(state);
@@ -462,7 +444,7 @@ impl Pipeline {
         self.notify_all();
     }
 
-    fn fail_locked(&self, state: &mut State, cause: &Error) {
+    pub(super) fn fail_locked(&self, state: &mut State, cause: &Error) {
         if state.failure.is_none() {
             tracing::error!(%cause, "writing has stopped; reopen the database");
             let sentence = "writing has stopped after a failure; reopen the database";
@@ -523,131 +505,6 @@ impl Pipeline {
             }
             listener.await;
         }
-    }
-
-    /// What the log task shall do now, with `in_flight` writes or syncs under way.
-    pub(crate) fn next_work(&self, in_flight: usize) -> Work {
-        let mut state = self.state.lock();
-        state.log_sleeps = false;
-        if state.failure.is_some() {
-            return Work::Exit;
-        }
-        let now = self.clock.now();
-        let (work, room) = if self.grouped {
-            (self.next_group(&mut state, in_flight, now), in_flight < IN_FLIGHT_MAX)
-        } else {
-            (self.next_sync(&mut state, in_flight, now), in_flight == 0)
-        };
-        // Without room for more in flight, the next completion asks again anyway.
-        state.log_sleeps = room && matches!(work, Work::Sleep(_));
-        work
-    }
-
-    /// When a buffered record is due, if there is one.
-    fn buffered_due(&self, state: &State) -> Option<Duration> {
-        state.oldest_buffered.map(|since| since + self.buffered_delay)
-    }
-
-    fn group_due(&self, state: &State, now: Duration) -> bool {
-        !state.log.is_empty()
-            && (state.closing
-                || state.sync_wanted > state.taken
-                || state.log.group_bytes() >= GROUP_BYTES_MAX
-                || self.buffered_due(state).is_some_and(|due| due <= now))
-    }
-
-    /// The next step when the log is idle: write a mark, wait for its time, or end.
-    fn idle(&self, state: &mut State, now: Duration) -> std::result::Result<(), Work> {
-        let durable = self.durable();
-        if state.log.stamped() < durable {
-            let due = state.durable_at + MARK_DELAY;
-            if !state.closing && now < due {
-                return Err(Work::Sleep(Some(due)));
-            }
-            if state.log.append_mark(durable) {
-                return Ok(());
-            }
-        }
-        Err(if state.closing { Work::Exit } else { Work::Sleep(None) })
-    }
-
-    fn next_group(&self, state: &mut State, in_flight: usize, now: Duration) -> Work {
-        if in_flight >= IN_FLIGHT_MAX {
-            return Work::Sleep(None);
-        }
-        if let Some(group) = state.groups.pop_front() {
-            return Work::Write(group);
-        }
-        if !self.group_due(state, now) {
-            if !state.log.is_empty() || in_flight > 0 {
-                return Work::Sleep(self.buffered_due(state));
-            }
-            if let Err(work) = self.idle(state, now) {
-                return work;
-            }
-        }
-        state.oldest_buffered = None;
-        let spare = state.spares.pop().unwrap_or_default();
-        let group = state.log.take_group(spare).expect("a group that is due has a record");
-        state.taken = group.last_seqno;
-        Work::Write(group)
-    }
-
-    fn next_sync(&self, state: &mut State, in_flight: usize, now: Duration) -> Work {
-        if self.group_due(state, now) && self.write_cached(state).is_err() {
-            return Work::Exit;
-        }
-        if in_flight > 0 {
-            return Work::Sleep(self.buffered_due(state));
-        }
-        if state.sync_wanted <= self.durable() {
-            if !state.log.is_empty() {
-                return Work::Sleep(self.buffered_due(state));
-            }
-            if let Err(work) = self.idle(state, now) {
-                return work;
-            }
-            if self.write_cached(state).is_err() {
-                return Work::Exit;
-            }
-            // The sync of a mark proves nothing new: counting it would ask for another mark.
-            return Work::Sync(vec![state.log.segment().clone()], self.durable());
-        }
-        if self.write_cached(state).is_err() {
-            return Work::Exit;
-        }
-        let mut segments = std::mem::take(&mut state.unsynced);
-        segments.push(state.log.segment().clone());
-        state.taken = state.log.last_seqno();
-        Work::Sync(segments, state.taken)
-    }
-
-    /// Everything up to `seqno` is durable; `buf` may serve again.
-    pub(crate) fn made_durable(&self, seqno: SeqNo, buf: Option<AlignedBuf>) {
-        let mut wakers = Wakers::new();
-        let mut state = self.state.lock();
-        if seqno > self.durable() {
-            // Order: Release pairs with the Acquire of `durable`.
-            self.durable.store(seqno, Ordering::Release);
-            state.durable_at = self.clock.now();
-        }
-        if let Some(buf) = buf.filter(|b| b.capacity() <= SPARE_BYTES_MAX) {
-            state.spares.push(buf);
-        }
-        self.publish(&mut state, &mut wakers);
-        drop(state);
-        self.progress_event.notify(usize::MAX);
-        wakers.into_iter().for_each(Waker::wake);
-    }
-
-    /// The log task has ended: what is not durable now never will be.
-    pub(super) fn log_ended(&self) {
-        let mut state = self.state.lock();
-        if state.failure.is_none() && self.durable() < state.log.last_seqno() {
-            self.fail_locked(&mut state, &Error::closed());
-        }
-        drop(state);
-        self.wake_failed();
     }
 
     /// Forgets closed segments below `first_live`: their records are in tables.

@@ -17,7 +17,8 @@ use futures::future::BoxFuture;
 use futures::stream::{FuturesOrdered, StreamExt};
 use seerdb_io::{AlignedBuf, Clock};
 
-use super::commit::{Pipeline, Work};
+use super::commit::Pipeline;
+use super::log_work::Work;
 use super::stats::Metrics;
 use crate::error::Result;
 use crate::key::SeqNo;

@@ -9,14 +9,45 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::channel::oneshot;
+
 use super::{Core, stats};
 use crate::compaction::policy::Shape;
 use crate::compaction::{Choice, Tree, job, picker};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::version::Version;
 
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// Somebody who waits for everything to be merged.
+pub(super) type Request = oneshot::Sender<Result<()>>;
+
+/// Asks for everything to be merged, and waits for it.
+pub(super) async fn request(core: &Core) -> Result<()> {
+    let (sender, receiver) = oneshot::channel();
+    {
+        // Under the lock: a task that ends refuses what was asked before, and says so first.
+        let mut requests = core.compact_requests.lock();
+        if let Some(error) = core.merge_error.lock().clone().filter(Error::is_corruption) {
+            return Err(error);
+        }
+        if let Some(failure) = core.pipeline.failure() {
+            return Err(failure);
+        }
+        core.check_open()?;
+        requests.push(sender);
+    }
+    core.version_event.notify(usize::MAX);
+    receiver.await.unwrap_or_else(|_| Err(Error::closed()))
+}
+
+fn answer(requests: Vec<Request>, outcome: &Result<()>) {
+    for request in requests {
+        // Who gave up waiting needs no answer.
+        request.send(outcome.clone()).ok();
+    }
+}
 
 /// Merges until the database is closed.
 pub(super) async fn run(core: Arc<Core>) {
@@ -24,24 +55,35 @@ pub(super) async fn run(core: Arc<Core>) {
     loop {
         let listener = core.version_event.listen();
         if core.is_closed() || core.pipeline.failure().is_some() {
-            return;
+            return core.refuse_requests(&core.pipeline.failure().unwrap_or_else(Error::closed));
         }
         let version = core.versions.current();
-        let Some(choice) = picker::pick(&Tree::of(&version), &core.shape()) else {
-            listener.await;
+        let requests = std::mem::take(&mut *core.compact_requests.lock());
+        let (tree, shape) = (Tree::of(&version), core.shape());
+        let choice = match requests.is_empty() {
+            true => picker::pick(&tree, &shape),
+            false => picker::pick_all(&tree, &shape),
+        };
+        let Some(choice) = choice else {
+            if requests.is_empty() {
+                listener.await;
+            }
+            answer(requests, &Ok(()));
             continue;
         };
-        match merge(&core, &version, choice).await {
+        let outcome = merge(&core, &version, choice).await;
+        answer(requests, &outcome);
+        match outcome {
             Ok(()) => {
                 pause = RETRY_MIN;
                 *core.merge_error.lock() = None;
             }
-            Err(_) if core.is_closed() => return,
+            Err(error) if core.is_closed() => return core.refuse_requests(&error),
             Err(error) if error.is_corruption() => {
                 tracing::error!(%error, "merging has stopped: a table is damaged");
-                *core.merge_error.lock() = Some(error);
+                *core.merge_error.lock() = Some(error.clone());
                 core.version_event.notify(usize::MAX);
-                return;
+                return core.refuse_requests(&error);
             }
             Err(error) => {
                 tracing::warn!(%error, "a merge failed and will be repeated");
@@ -74,6 +116,12 @@ impl Core {
     /// The shape that the tree shall have.
     pub(super) fn shape(&self) -> Shape {
         Shape::new(&self.settings)
+    }
+
+    /// The task ends: nobody will be merged for any more.
+    pub(super) fn refuse_requests(&self, error: &Error) {
+        let requests = std::mem::take(&mut *self.compact_requests.lock());
+        answer(requests, &Err(error.clone()));
     }
 
     /// Filter bits for a new run of level 0.

@@ -9,6 +9,7 @@ mod background;
 mod commit;
 mod flush;
 mod log_task;
+mod log_work;
 mod merge_task;
 mod open;
 mod read;
@@ -20,7 +21,7 @@ mod stream;
 mod throttle;
 mod write;
 
-use std::ops::RangeBounds;
+use std::ops::{Bound, RangeBounds};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -97,6 +98,8 @@ pub(crate) struct Core {
     version_event: Event,
     /// Why the last flush failed, until one succeeds.
     flush_error: Mutex<Option<Error>>,
+    /// Who waits for everything to be merged.
+    compact_requests: Mutex<Vec<merge_task::Request>>,
     /// Why the last merge failed, until one succeeds.
     merge_error: Mutex<Option<Error>>,
     tasks: Mutex<Vec<Task<()>>>,
@@ -290,6 +293,59 @@ impl DB {
         core.check_open()?;
         let upto = core.pipeline.seal()?;
         core.wait_flushed(upto).await
+    }
+
+    /// Flushes, and merges everything down to the last level if a key of `range` is stored: what
+    /// was overwritten or deleted, and no snapshot needs, leaves the disk. Merges work on whole
+    /// runs: more than the range is rewritten.
+    ///
+    /// # Errors
+    ///
+    /// What the flush or the merge failed with.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future does not stop the merge.
+    pub async fn compact_range<K, R>(&self, range: R) -> Result<()>
+    where
+        K: AsRef<[u8]>,
+        R: RangeBounds<K>,
+    {
+        self.flush().await?;
+        let version = self.core().versions.current();
+        let is_stored = version.runs().any(|run| {
+            let starts_in_time = match range.end_bound() {
+                Bound::Included(end) => run.smallest() <= end.as_ref(),
+                Bound::Excluded(end) => run.smallest() < end.as_ref(),
+                Bound::Unbounded => true,
+            };
+            let ends_in_time = match range.start_bound() {
+                Bound::Included(start) => run.largest() >= start.as_ref(),
+                Bound::Excluded(start) => run.largest() > start.as_ref(),
+                Bound::Unbounded => true,
+            };
+            starts_in_time && ends_in_time
+        });
+        if is_stored { merge_task::request(self.core()).await } else { Ok(()) }
+    }
+
+    /// Reads every table from disk and checks every byte of it against its checksums, and its
+    /// entries against what the manifest says of them. Reads and writes go on meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// `Corruption` at the first damage, with the file and the offset; `Io`; `Closed`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the reading.
+    pub async fn verify(&self) -> Result<()> {
+        let version = self.core().versions.current();
+        for table in version.tables() {
+            self.core().check_open()?;
+            table.verify().await?;
+        }
+        self.core().check_open()
     }
 
     /// Closes the database for all handles: what is in the log becomes durable, background work

@@ -33,7 +33,8 @@ use crate::filename::{FileName, FileNumber};
 use crate::filter::key_hash;
 use crate::iter::Direction;
 use crate::key::{SeqNo, Trailer};
-use crate::log::replay::{self, SegmentRef};
+use crate::log::replay::{self, Replayed, SegmentRef};
+use crate::log::segment::Segment;
 use crate::memtable::{MemSource, Memtable};
 use crate::options::{DBOptions, Durability, Settings};
 use crate::record::{FileId, Header};
@@ -41,7 +42,7 @@ use crate::snapshot::Registry;
 use crate::sstable::{BlockCache, Table, TableMeta};
 use crate::version::RunId;
 use crate::version::edit::VersionEdit;
-use crate::version::set::VersionSet;
+use crate::version::set::{Recovered, VersionSet};
 
 impl DBOptions {
     /// Opens the database in the directory `path`. The options may be used again.
@@ -78,7 +79,8 @@ impl DBOptions {
         };
         tracing::debug!(backend = %env.io_backend(), "opening {}", dir.display());
         let lock = lock(&env, &dir, &settings).await?;
-        let core = recover(env, dir, settings, lock).await?;
+        let disk = recover(&env, &dir, &settings).await?;
+        let core = build(env, dir, settings, lock, disk);
         background::start(&core);
         Ok(DB { handle: Arc::new(Handle { core }) })
     }
@@ -118,30 +120,21 @@ async fn lock(env: &Env, dir: &Path, settings: &Settings) -> Result<LockFile> {
     }
 }
 
-/// Brings the database to life, up to the start of its tasks.
-async fn recover(env: Env, dir: PathBuf, settings: Settings, lock: LockFile) -> Result<Arc<Core>> {
+/// What is on disk after the recovery.
+struct Disk {
+    versions: VersionSet,
+    segments: Segments,
+    /// The first segment of this open.
+    segment: Arc<Segment>,
+    last_seqno: SeqNo,
+}
+
+/// Reads back what the last life left, ends it with one edit, and cleans up.
+async fn recover(env: &Env, dir: &Path, settings: &Settings) -> Result<Disk> {
     let (trash, trash_receiver) = mpsc::unbounded();
-    let (versions, recovered) = VersionSet::open(&env, &dir, &settings, trash).await?;
-    let mut replayer = Replayer::new(&env, &dir, &settings, &versions);
-    let refs: Vec<SegmentRef> = recovered
-        .wals
-        .iter()
-        .map(|wal| SegmentRef {
-            id: FileId { number: wal.number, salt: wal.salt },
-            stream: wal.stream,
-        })
-        .collect();
-    // What earlier failed opens left behind must not pile up; segments may yet be proof.
-    let segments_found = wals_in(&env, &dir).await?;
-    versions.remove_orphans(&segments_found).await?;
-    let replayed =
-        replay::replay(&env, &dir, &refs, recovered.flushed_seqno, &mut replayer).await?;
-    for number in segments_found {
-        let is_named = refs.iter().any(|named| named.id.number == number);
-        if !is_named {
-            replay::prove_behind(&env, &dir, number, replayed.last_seqno).await?;
-        }
-    }
+    let (versions, recovered) = VersionSet::open(env, dir, settings, trash).await?;
+    let mut replayer = Replayer::new(env, dir, settings, &versions);
+    let replayed = replay_log(env, dir, &versions, &recovered, &mut replayer).await?;
     replayer.flush().await?;
     let (tables_added, opened) = (replayer.added, replayer.opened);
     tracing::info!(
@@ -151,8 +144,8 @@ async fn recover(env: Env, dir: PathBuf, settings: Settings, lock: LockFile) -> 
         "recovered {}",
         dir.display()
     );
-    let segments = Segments::new(&settings);
-    let segment = segments::first(&env, &dir, &segments, versions.new_file_number()).await?;
+    let segments = Segments::new(settings);
+    let segment = segments::first(env, dir, &segments, versions.new_file_number()).await?;
     let edit = VersionEdit {
         tables_added,
         wals_added: vec![naming(&segment)],
@@ -162,14 +155,19 @@ async fn recover(env: Env, dir: PathBuf, settings: Settings, lock: LockFile) -> 
     };
     versions.apply(edit, opened, |_| ()).await?;
     versions.remove_orphans(&[segment.id.number]).await?;
-    let trash = background::empty_trash(env.fs().clone(), dir.clone(), trash_receiver);
+    let trash = background::empty_trash(env.fs().clone(), dir.to_path_buf(), trash_receiver);
     drop(env.spawner().spawn(Lane::Flush, "trash", trash));
+    Ok(Disk { versions, segments, segment, last_seqno: replayed.last_seqno })
+}
 
+/// What the handles and the tasks will share.
+fn build(env: Env, dir: PathBuf, settings: Settings, lock: LockFile, disk: Disk) -> Arc<Core> {
+    let Disk { versions, segments, segment, last_seqno } = disk;
     let active = Arc::new(Memtable::new(segment.id.number));
     let read_states = Arc::new(ReadStates::new(active.clone(), versions.current()));
     let pipeline = Pipeline::new(Start {
         segment,
-        last_seqno: replayed.last_seqno,
+        last_seqno,
         active,
         grouped: settings.durability == Durability::Synced,
         memtable_bytes: settings.memtable_bytes,
@@ -195,11 +193,41 @@ async fn recover(env: Env, dir: PathBuf, settings: Settings, lock: LockFile) -> 
         version_event: Event::new(),
         flush_error: Mutex::new(None),
         merge_error: Mutex::new(None),
+        compact_requests: Mutex::new(Vec::new()),
         tasks: Mutex::new(Vec::new()),
         lock: Mutex::new(Some(lock)),
     });
     core.resize_cache();
-    Ok(core)
+    core
+}
+
+/// Hands the commits of the log that are in no table to `replayer`.
+async fn replay_log(
+    env: &Env,
+    dir: &Path,
+    versions: &VersionSet,
+    recovered: &Recovered,
+    replayer: &mut Replayer<'_>,
+) -> Result<Replayed> {
+    let refs: Vec<SegmentRef> = recovered
+        .wals
+        .iter()
+        .map(|wal| SegmentRef {
+            id: FileId { number: wal.number, salt: wal.salt },
+            stream: wal.stream,
+        })
+        .collect();
+    // What earlier failed opens left behind must not pile up; segments may yet be proof.
+    let segments_found = wals_in(env, dir).await?;
+    versions.remove_orphans(&segments_found).await?;
+    let replayed = replay::replay(env, dir, &refs, recovered.flushed_seqno, replayer).await?;
+    for number in segments_found {
+        let is_named = refs.iter().any(|named| named.id.number == number);
+        if !is_named {
+            replay::prove_behind(env, dir, number, replayed.last_seqno).await?;
+        }
+    }
+    Ok(replayed)
 }
 
 /// The numbers of all WAL segments in the directory, named in the manifest or not.

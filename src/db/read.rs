@@ -130,7 +130,7 @@ impl Core {
             match table.lookup_cached(&self.cache, key, hash, seqno) {
                 Lookup::Found(trailer, value) => return Step::Ready(Ok(live((trailer, value)))),
                 Lookup::Absent => {}
-                Lookup::Blocked(_) => {
+                Lookup::Blocked => {
                     let core = self.clone();
                     let key = key.to_vec();
                     let state = Arc::clone(&state);

@@ -24,6 +24,8 @@ use crate::key::SeqNo;
 use crate::record::{HEADER_BYTES, Header, RecordType, chain, chain_start};
 
 const ALIGN: u64 = BUF_ALIGN as u64;
+const HEADER_SPAN: u32 = 40;
+const _: () = assert!(HEADER_SPAN as usize == HEADER_BYTES);
 
 /// Records that are written with one write.
 pub(crate) struct Group {
@@ -107,7 +109,7 @@ impl LogBuffer {
 
     /// Appends a commit of `count` operations; the caller saw `has_room`.
     pub(crate) fn append(&mut self, payload: &Payload<'_>, count: u32, durable: SeqNo) {
-        let span = HEADER_BYTES as u32 + payload.bytes;
+        let span = HEADER_SPAN + payload.bytes;
         self.push(RecordType::Data, payload, count, span, durable);
         self.last_seqno += u64::from(count);
     }
@@ -133,7 +135,7 @@ impl LogBuffer {
             let padding = usize::try_from(span).unwrap_or(0) - HEADER_BYTES;
             self.buf.resize(self.buf.len() + padding);
         }
-        self.push(RecordType::Mark, &empty, 0, HEADER_BYTES as u32, durable);
+        self.push(RecordType::Mark, &empty, 0, HEADER_SPAN, durable);
         true
     }
 

@@ -46,7 +46,7 @@ pub(crate) enum Lookup {
     /// The table holds no visible version.
     Absent,
     /// Only this block, which is not in the cache, can tell.
-    Blocked(usize),
+    Blocked,
 }
 
 /// What is not data in a table, checked.
@@ -103,11 +103,6 @@ impl Table {
     /// What the manifest says about it.
     pub(crate) fn meta(&self) -> &Arc<TableMeta> {
         &self.meta
-    }
-
-    /// The path of its file.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
     }
 
     /// The memory that it takes while open, in bytes: filter and index.
@@ -200,7 +195,7 @@ impl Table {
         let Some(mut block) = self.find(key, seqno) else { return Lookup::Absent };
         loop {
             let Some(found) = self.cached_block(cache, block) else {
-                return Lookup::Blocked(block);
+                return Lookup::Blocked;
             };
             if let Some((trailer, value)) = found.get(key, hash_tag(hash), seqno) {
                 return Lookup::Found(trailer, value);

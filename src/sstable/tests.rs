@@ -180,7 +180,7 @@ proptest! {
                             assert_eq!(loaded, Some((trailer, value)));
                         }
                         Lookup::Absent => assert_eq!(loaded, None),
-                        Lookup::Blocked(block) => panic!("block {block} was just loaded"),
+                        Lookup::Blocked => panic!("the block was just loaded"),
                     }
                     loaded
                 });

@@ -148,6 +148,7 @@ impl TableWriter {
     }
 
     /// The number of entries so far.
+    #[cfg(test)]
     pub(crate) fn entries(&self) -> u64 {
         self.meta.entries
     }

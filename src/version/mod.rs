@@ -90,25 +90,15 @@ impl Version {
     }
 
     /// The number of tables.
+    #[cfg(test)]
     pub(crate) fn table_count(&self) -> usize {
         self.runs().map(|run| run.tables.len()).sum()
     }
 
     /// The number of runs.
+    #[cfg(test)]
     pub(crate) fn run_count(&self) -> usize {
         self.runs().count()
-    }
-
-    /// The size of all tables, in bytes.
-    pub(crate) fn bytes(&self) -> u64 {
-        (0..LEVELS).map(|level| self.level_bytes(level)).sum()
-    }
-
-    /// The size of the tables of `level`, in bytes.
-    pub(crate) fn level_bytes(&self, level: usize) -> u64 {
-        let level = self.levels.get(level).expect("levels are numbered below LEVELS");
-        let tables = level.runs.iter().flat_map(|run| run.tables.iter());
-        tables.map(|table| table.meta().file_bytes).sum()
     }
 
     /// The memory that the open tables hold (filters, indexes), in bytes.

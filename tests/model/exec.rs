@@ -277,7 +277,7 @@ impl<'a> World<'a> {
         self.writes += 1;
         let mark = self.writes.to_le_bytes();
         // Half of the values compress well.
-        let noise = if self.writes % 2 == 0 { 0 } else { 0x9E37_79B9_7F4A_7C15 };
+        let noise = if self.writes.is_multiple_of(2) { 0 } else { 0x9E37_79B9_7F4A_7C15 };
         let value = len.map(|len| {
             let mut state = self.writes;
             let mut bytes = mark.to_vec();
@@ -495,7 +495,8 @@ impl<'a> World<'a> {
                 ensure!(stats.snapshots == held, "{} readers, not {held}", stats.snapshots);
                 ensure!(stats.visible_seqno == last, "{} visible", stats.visible_seqno);
                 ensure!(stats.durable_seqno <= last, "{} durable", stats.durable_seqno);
-                ensure!(self.db().pressure().level >= 0.0, "negative pressure");
+                let is_sane = self.db().pressure().level >= 0.0;
+                ensure!(is_sane, "negative pressure");
             }
         }
         Ok(())

@@ -21,24 +21,25 @@ impl Key {
     pub(crate) fn bytes(&self) -> Vec<u8> {
         match self {
             Key::Odd(bytes) => bytes.clone(),
-            Key::Fixed(number) => fixed(usize::from(*number)),
+            Key::Fixed(number) => fixed(*number),
         }
     }
 }
 
-fn fixed(number: usize) -> Vec<u8> {
-    let ones = |count: usize| vec![0xFF; count];
+fn fixed(number: u8) -> Vec<u8> {
+    let ones = |count: u8| vec![0xFF; usize::from(count)];
+    let zeros = |count: u8| vec![0; usize::from(count)];
     match number {
-        0..=7 => b"aaaaaaaa"[..number].to_vec(),
-        8..=11 => vec![0; number - 7],
+        0..=7 => vec![b'a'; usize::from(number)],
+        8..=11 => zeros(number - 7),
         12..=14 => ones(number - 11),
-        15 => ones(300),
-        16..=18 => [b"a".as_slice(), &vec![0; number - 15]].concat(),
+        15 => vec![0xFF; 300],
+        16..=18 => [b"a".as_slice(), &zeros(number - 15)].concat(),
         19..=21 => [b"a".as_slice(), &ones(number - 18)].concat(),
-        22..=25 => [vec![b'L'; 300], vec![b'0' + (number - 22) as u8]].concat(),
-        26..=27 => [b"prefix/".repeat(120), vec![b'0' + (number - 26) as u8]].concat(),
+        22..=25 => [vec![b'L'; 300], vec![b'0' + number - 22]].concat(),
+        26..=27 => [b"prefix/".repeat(120), vec![b'0' + number - 26]].concat(),
         28..=43 => format!("user:{:02}", number - 28).into_bytes(),
-        _ => format!("user:07/post:{:04}", (number - 44) * 37).into_bytes(),
+        _ => format!("user:07/post:{:04}", u32::from(number - 44) * 37).into_bytes(),
     }
 }
 

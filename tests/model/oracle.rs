@@ -11,6 +11,9 @@ use crate::ops::{Scan, Span};
 /// A key and its value.
 pub(crate) type Item = (Vec<u8>, Bytes);
 
+/// Whether a scan covers a key.
+type Inside = Box<dyn Fn(&[u8]) -> bool>;
+
 /// All versions of all keys, oldest first; `None` is a delete.
 #[derive(Default)]
 pub(crate) struct Model {
@@ -36,7 +39,7 @@ impl Model {
 
     /// What a scan yields at a seqno; `None` when its range is refused.
     pub(crate) fn scan(&self, scan: &Scan, at: SeqNo) -> Option<Vec<Item>> {
-        let inside: Box<dyn Fn(&[u8]) -> bool> = match &scan.span {
+        let inside: Inside = match &scan.span {
             Span::All => Box::new(|_| true),
             Span::Prefix(prefix) => {
                 let prefix = prefix.bytes();

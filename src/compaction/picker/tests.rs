@@ -250,18 +250,6 @@ fn everything_at_once() {
     assert_eq!(pick_all(&Tree::default(), &shape()), None);
 }
 
-#[test]
-fn beside_a_running_merge_only_later_flushes_are_merged() {
-    let text = "0: 9 9:a-z=99 | 8 8:a-z=99 | 7 7:a-z=99 | 6 6:a-z=99 | 5 5:a-z=99
-                2: 1 1:a-z=5000";
-    let tree = tree(text);
-    let mut running = pick_all(&tree, &shape()).unwrap();
-    assert_eq!(pick_beside(&tree, &shape(), &running), None);
-    running.inputs.drain(..4);
-    running.output_run = 5;
-    assert_eq!(show(pick_beside(&tree, &shape(), &running)), "0/9 0/8 0/7 0/6 -> 9 at 0");
-}
-
 /// A tree whose runs are sets of keys, one byte a key: picks are carried out literally.
 struct Model {
     shape: Shape,

@@ -1,4 +1,9 @@
 //! Segments written by the writer, then torn or damaged.
+#![expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "the tests damage files behind the engine's back"
+)]
 
 use std::sync::Arc;
 
