@@ -20,8 +20,10 @@ use crate::log::segment::{Plan, Segment, prepare};
 use crate::options::{Durability, Settings};
 use crate::version::edit::{VersionEdit, WalRef};
 
-/// The first segment of an open: small, so that opening does not wait for zeros to be written.
-const FIRST_BYTES: u64 = 1 << 20;
+/// The first segment of an open, direct: small, so that opening does not wait for zeros.
+const FIRST_DIRECT_BYTES: u64 = 4 << 20;
+/// The first segment of an open, page-cached: reserving space costs no writing.
+const FIRST_CACHED_BYTES: u64 = 16 << 20;
 /// Each segment is this many times as long as the one before, up to `wal_segment_bytes`.
 const GROWTH: u64 = 4;
 /// Retired segments that are kept to be used again.
@@ -59,7 +61,8 @@ impl Segments {
     pub(super) fn plan(&self, number: FileNumber, wanted: u64, dir: &std::path::Path) -> Plan {
         let mut state = self.state.lock();
         let grown = match state.last_bytes {
-            0 => FIRST_BYTES,
+            0 if self.direct => FIRST_DIRECT_BYTES,
+            0 => FIRST_CACHED_BYTES,
             last => last * GROWTH,
         };
         let bytes = grown.min(self.bytes_max).max(wanted);

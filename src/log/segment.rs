@@ -14,7 +14,8 @@ use crate::error::Result;
 use crate::filename::{FileName, FileNumber};
 use crate::record::FileId;
 
-const ZERO_CHUNK_BYTES: usize = 1 << 20;
+/// Small, so that the durable writes of the active segment do not wait long behind it.
+const ZERO_CHUNK_BYTES: usize = 256 << 10;
 
 /// A segment that records may be appended to.
 pub(crate) struct Segment {

@@ -6,7 +6,6 @@
 //! shorter. Every violation names its trial; all of them are listed before the test fails.
 #![expect(
     clippy::disallowed_methods,
-    clippy::disallowed_types,
     clippy::indexing_slicing,
     clippy::unwrap_used,
     reason = "a test that goes behind the engine's back"

@@ -13,7 +13,7 @@ fn fault(name: &str, fault: &str, golden: &Golden, what: String) -> Fault {
 }
 
 /// Every file of every golden database, by the number of the trial.
-fn nth_file<'g>(trial: usize, goldens: &'g [Golden]) -> Option<(&'g Golden, String)> {
+fn nth_file(trial: usize, goldens: &[Golden]) -> Option<(&Golden, String)> {
     let golden = &goldens[trial % goldens.len()];
     let names = files(&golden.dir);
     names.get(trial / goldens.len()).map(|name| (golden, name.clone()))
