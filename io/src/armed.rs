@@ -7,7 +7,8 @@
 //! 2. Of all who bring work between two sleeps, exactly one rings; while the thread is awake,
 //!    nobody does.
 //!
-//! The model in `tests/sleep_model.rs` compiles this same file with loom's atomics and tries all orders.
+//! The model in `tests/sleep_model.rs` compiles this same file with loom's atomics and tries all
+//! orders.
 
 use super::atomic::{AtomicBool, Ordering, fence};
 
