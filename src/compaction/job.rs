@@ -52,6 +52,9 @@ pub(crate) struct Context<'a> {
     pub(crate) compression: Compression,
     /// Where the next table begins.
     pub(crate) table_bytes: u64,
+    /// A merge that rewrites more than this writes around the page cache: it could not stay
+    /// there. What is smaller is written through it, so that fresh tables are not cold.
+    pub(crate) cached_bytes_max: u64,
     /// The seqnos of all live snapshots, and the newest visible seqno; see [`Retain`].
     pub(crate) snapshots: Vec<SeqNo>,
     /// Called with the bytes of work done since the last call, about every [`YIELD_BYTES`].
@@ -76,6 +79,7 @@ impl<'a> Context<'a> {
             block_bytes: settings.block_bytes,
             compression: settings.compression,
             table_bytes: settings.table_bytes as u64,
+            cached_bytes_max: settings.memory_budget as u64,
             snapshots,
             progress,
         }
@@ -113,7 +117,8 @@ pub(crate) async fn run(ctx: &Context<'_>, version: &Version, choice: &Choice) -
     if !sources.is_empty() {
         let mut merge = Merge::new(sources, Direction::Forward);
         let retain = Retain::new(ctx.snapshots.clone(), choice.bottommost);
-        let mut output = Output::new(ctx, choice.filter_bits_per_key, &cuts);
+        let direct = choice.rewrite_bytes > ctx.cached_bytes_max;
+        let mut output = Output::new(ctx, choice.filter_bits_per_key, &cuts, direct);
         output.blamed = rewritten.first().map_or(0, |table| table.meta().number);
         let mut merged = output.fill(&mut merge, Some(retain)).await;
         if merged.is_ok() {
@@ -168,7 +173,7 @@ pub(crate) async fn write_run(
     retain: Option<Retain>,
     filter_bits_per_key: f64,
 ) -> Result<Vec<Arc<Table>>> {
-    let mut output = Output::new(ctx, filter_bits_per_key, &[]);
+    let mut output = Output::new(ctx, filter_bits_per_key, &[], false);
     let filled = output.fill(source, retain).await;
     output.complete(filled).await
 }
@@ -236,13 +241,19 @@ struct Output<'a> {
 }
 
 impl<'a> Output<'a> {
-    fn new(ctx: &'a Context<'a>, filter_bits_per_key: f64, cuts: &'a [&'a [u8]]) -> Self {
+    fn new(
+        ctx: &'a Context<'a>,
+        filter_bits_per_key: f64,
+        cuts: &'a [&'a [u8]],
+        direct: bool,
+    ) -> Self {
         assert!(filter_bits_per_key >= 0.0, "negative filter bits");
         assert!(ctx.table_bytes > 0, "tables of 0 bytes");
         let options = TableWriterOptions {
             block_bytes: ctx.block_bytes,
             compression: ctx.compression,
             filter_bits_per_key,
+            direct,
         };
         Output {
             ctx,

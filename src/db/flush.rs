@@ -84,7 +84,7 @@ async fn flush(core: &Arc<Core>, memtable: &Arc<Memtable>, next: &Arc<Memtable>)
         released.store(before + bytes, Ordering::Relaxed);
         core.throttle.release(bytes);
     };
-    let mut source = MemSource::new(memtable, Direction::Forward);
+    let mut source = MemSource::new(memtable, Direction::Forward, usize::MAX);
     let context = core.job_context(&progress);
     let writing = job::write_level_0(&context, &mut source, core.flush_filter_bits());
     let outcome = match core.unless_closed(writing).await {

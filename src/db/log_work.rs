@@ -127,6 +127,7 @@ impl Pipeline {
             // The sync of a mark proves nothing new: counting it would ask for another mark.
             return Work::Sync(vec![state.log.segment().clone()], self.durable());
         }
+        state.log.pad(self.durable());
         if self.write_cached(state).is_err() {
             return Work::Exit;
         }

@@ -278,7 +278,7 @@ impl<'a> Replayer<'a> {
         if full.entries() == 0 {
             return Ok(());
         }
-        let mut source = MemSource::new(&full, Direction::Forward);
+        let mut source = MemSource::new(&full, Direction::Forward, usize::MAX);
         let fs = self.env.fs();
         let (dir, versions, settings) = (self.dir, self.versions, self.settings);
         let snapshots = vec![self.last_seqno];

@@ -127,7 +127,7 @@ impl Core {
         }
         for (index, run) in state.version.runs().enumerate() {
             let Some(table) = run.find(key) else { continue };
-            match table.lookup_cached(&self.cache, key, hash, seqno) {
+            match table.lookup_now(&self.cache, fill_cache, key, hash, seqno) {
                 Lookup::Found(trailer, value) => return Step::Ready(Ok(live((trailer, value)))),
                 Lookup::Absent => {}
                 Lookup::Blocked => {

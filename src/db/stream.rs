@@ -26,6 +26,9 @@ use crate::memtable::MemSource;
 use crate::snapshot::Pin as SeqnoPin;
 use crate::sstable::{BlockSource, RunIter};
 
+/// What a stream without a near limit copies from a memtable at first.
+const EXPECTED_MAX: usize = 128;
+
 type Item = (Bytes, Bytes);
 
 /// A stream of keys and values in key order; made by [`DB::range`], [`DB::prefix`], [`DB::iter`]
@@ -224,7 +227,8 @@ impl RangeStream {
     fn sources(&self, core: &Core, state: &ReadState) -> Vec<Box<dyn Source>> {
         let mut sources: Vec<Box<dyn Source>> = Vec::new();
         for memtable in &state.memtables {
-            sources.push(Box::new(MemSource::new(memtable, self.direction)));
+            let expected = self.left.min(EXPECTED_MAX);
+            sources.push(Box::new(MemSource::new(memtable, self.direction, expected)));
         }
         for run in state.version.runs() {
             let blocks = BlockSource::Cached { cache: core.cache.clone(), fill: self.fill_cache };

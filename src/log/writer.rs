@@ -27,6 +27,8 @@ const ALIGN: u64 = BUF_ALIGN as u64;
 const HEADER_SPAN: u32 = 40;
 const _: () = assert!(HEADER_SPAN as usize == HEADER_BYTES);
 
+const EMPTY: Payload<'_> = Payload { parts: &[], bytes: 0, crc: 0 };
+
 /// Records that are written with one write.
 pub(crate) struct Group {
     pub(crate) segment: Arc<Segment>,
@@ -117,26 +119,35 @@ impl LogBuffer {
     /// Appends a mark that says `durable` (invariant 3); `false` when the segment has no room for
     /// one, which happens only after marks have used the reserve up.
     pub(crate) fn append_mark(&mut self, durable: SeqNo) -> bool {
-        let to_boundary = self.end().next_multiple_of(ALIGN) - self.end();
-        let room = self.segment.bytes - self.end();
-        if room < to_boundary + 2 * ALIGN {
+        if self.end() + self.padding() + ALIGN > self.segment.bytes {
             return false;
         }
-        let empty = Payload { parts: &[], bytes: 0, crc: 0 };
-        if to_boundary > 0 {
-            // Padding is a mark of its own whose span reaches the next unit, or the one after it
-            // when no header fits into the rest of this one.
-            let mut span = to_boundary;
-            if span < HEADER_BYTES as u64 {
-                span += ALIGN;
-            }
-            let span = u32::try_from(span).expect("at most two units");
-            self.push(RecordType::Mark, &empty, 0, span, durable);
-            let padding = usize::try_from(span).unwrap_or(0) - HEADER_BYTES;
-            self.buf.resize(self.buf.len() + padding);
-        }
-        self.push(RecordType::Mark, &empty, 0, HEADER_SPAN, durable);
+        self.pad(durable);
+        self.push(RecordType::Mark, &EMPTY, 0, HEADER_SPAN, durable);
         true
+    }
+
+    /// Fills the unit that the last record touches, so that what comes next never rewrites it: to
+    /// be called before a sync of a page-cached segment. A full reserve leaves it as it is.
+    pub(crate) fn pad(&mut self, durable: SeqNo) {
+        let padding = self.padding();
+        if padding == 0 || self.end() + padding > self.segment.bytes {
+            return;
+        }
+        let span = u32::try_from(padding).expect("at most two units");
+        self.push(RecordType::Mark, &EMPTY, 0, span, durable);
+        let zeros = usize::try_from(padding).unwrap_or(0) - HEADER_BYTES;
+        self.buf.resize(self.buf.len() + zeros);
+    }
+
+    /// The span of a mark that reaches the next unit, or the one after it when no header fits into
+    /// the rest of this one.
+    fn padding(&self) -> u64 {
+        match self.end().next_multiple_of(ALIGN) - self.end() {
+            0 => 0,
+            rest if rest < HEADER_BYTES as u64 => rest + ALIGN,
+            rest => rest,
+        }
     }
 
     fn push(

@@ -10,8 +10,8 @@ use std::cmp::Ordering;
 use std::ops::Bound;
 
 use bytes::Bytes;
-use crossbeam_skiplist::SkipMap;
-use crossbeam_skiplist::map::Entry;
+use crossbeam_epoch::Guard;
+use crossbeam_skiplist::base::{Entry, SkipList};
 
 use crate::iter::Direction;
 use crate::key::{KeyBuf, SeqNo, Trailer, compare};
@@ -89,48 +89,54 @@ impl PartialEq for MemKey {
 impl Eq for MemKey {}
 
 /// One of the skiplists of a memtable.
+///
+/// The list is used below `SkipMap`, with a guard of the caller's: one pin serves a whole chunk of
+/// a scan, and cursors need no reference counts.
 pub(super) struct Partition {
-    map: SkipMap<MemKey, Bytes>,
+    list: SkipList<MemKey, Bytes>,
 }
 
 impl Partition {
     pub(super) fn new() -> Self {
-        Partition { map: SkipMap::new() }
+        Partition { list: SkipList::new(crossbeam_epoch::default_collector().clone()) }
     }
 
     pub(super) fn insert(&self, key: KeyBuf, trailer: Trailer, value: Bytes) {
-        self.map.insert(MemKey { key, trailer }, value);
+        let guard = &crossbeam_epoch::pin();
+        self.list.insert(MemKey { key, trailer }, value, guard).release(guard);
     }
 
     pub(super) fn get(&self, key: &[u8], seqno: SeqNo) -> Option<Found> {
+        let guard = &crossbeam_epoch::pin();
         let target = (key, Trailer::seek(seqno));
         let target: &dyn InternalKey = &target;
-        let entry = self.map.lower_bound(Bound::Included(target))?;
+        let entry = self.list.lower_bound(Bound::Included(target), guard)?;
         let found = entry.key();
         (*found.key == *key).then(|| (found.trailer, entry.value().clone()))
     }
 
     /// The first entry in `direction` at `bound`, or at the extreme.
-    pub(super) fn seek(
-        &self,
+    pub(super) fn seek<'a: 'g, 'g>(
+        &'a self,
         direction: Direction,
         bound: Bound<(&[u8], Trailer)>,
-    ) -> Option<Entry<'_, MemKey, Bytes>> {
-        let included;
+        guard: &'g Guard,
+    ) -> Option<Entry<'a, 'g, MemKey, Bytes>> {
+        let target;
         let bound: Bound<&dyn InternalKey> = match bound {
-            Bound::Included(target) => {
-                included = target;
-                Bound::Included(&included)
+            Bound::Included(key) => {
+                target = key;
+                Bound::Included(&target)
             }
-            Bound::Excluded(target) => {
-                included = target;
-                Bound::Excluded(&included)
+            Bound::Excluded(key) => {
+                target = key;
+                Bound::Excluded(&target)
             }
             Bound::Unbounded => Bound::Unbounded,
         };
         match direction {
-            Direction::Forward => self.map.lower_bound(bound),
-            Direction::Reverse => self.map.upper_bound(bound),
+            Direction::Forward => self.list.lower_bound(bound, guard),
+            Direction::Reverse => self.list.upper_bound(bound, guard),
         }
     }
 }

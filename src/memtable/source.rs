@@ -1,8 +1,9 @@
 //! A memtable as one sorted source.
 //!
 //! Invariants:
-//! 1. Entries are copied out in chunks that grow from [`CHUNK_MIN`] to [`CHUNK_MAX`] while the
-//!    consumer goes on: skiplist cursors borrow the memtable and could not live across an await.
+//! 1. Entries are copied out in chunks: skiplist cursors borrow the memtable and could not live
+//!    across an await. The first chunk is as large as the consumer says it will need, within
+//!    [`CHUNK_MIN`] and [`CHUNK_MAX`]; each further one is twice as large.
 //! 2. Between chunks the source holds the memtable weakly, so that an idle stream pins no memory.
 //!    When the memtable has gone, the source is [`Position::Blocked`] and its `load` fails: the
 //!    owner then rebuilds its sources from the present state, which holds the entries elsewhere.
@@ -14,7 +15,8 @@ use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use crossbeam_skiplist::map::Entry as SkipEntry;
+use crossbeam_epoch::Guard;
+use crossbeam_skiplist::base::Entry as SkipEntry;
 
 use super::Memtable;
 use super::partition::MemKey;
@@ -22,7 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::iter::{Direction, Entry, Position, Source};
 use crate::key::{KeyBuf, Trailer, compare};
 
-const CHUNK_MIN: usize = 32;
+const CHUNK_MIN: usize = 16;
 const CHUNK_MAX: usize = 1024;
 
 struct Item {
@@ -37,6 +39,8 @@ pub(crate) struct MemSource {
     direction: Direction,
     chunk: VecDeque<Item>,
     chunk_len: usize,
+    /// The length of the first chunk after a seek.
+    first_len: usize,
     state: State,
 }
 
@@ -51,12 +55,15 @@ enum State {
 }
 
 impl MemSource {
-    pub(crate) fn new(memtable: &Arc<Memtable>, direction: Direction) -> Self {
+    /// The entries of `memtable`; the consumer expects to take about `expected` of them.
+    pub(crate) fn new(memtable: &Arc<Memtable>, direction: Direction, expected: usize) -> Self {
+        let first_len = expected.clamp(CHUNK_MIN, CHUNK_MAX);
         MemSource {
             memtable: Arc::downgrade(memtable),
             direction,
             chunk: VecDeque::new(),
-            chunk_len: CHUNK_MIN,
+            chunk_len: first_len,
+            first_len,
             state: State::Last,
         }
     }
@@ -100,7 +107,7 @@ impl Source for MemSource {
 
     fn seek(&mut self, target: Option<(&[u8], Trailer)>) {
         self.chunk.clear();
-        self.chunk_len = CHUNK_MIN;
+        self.chunk_len = self.first_len;
         self.fill(target.map_or(Bound::Unbounded, Bound::Included));
     }
 
@@ -113,12 +120,12 @@ impl Source for MemSource {
 }
 
 /// A skiplist cursor in the merge of the partitions; the heap's greatest is the next entry.
-struct Head<'a> {
+struct Head<'a, 'g> {
     direction: Direction,
-    entry: SkipEntry<'a, MemKey, Bytes>,
+    entry: SkipEntry<'a, 'g, MemKey, Bytes>,
 }
 
-impl Head<'_> {
+impl Head<'_, '_> {
     fn order(&self, other: &Self) -> Ordering {
         let (a, b) = (self.entry.key(), other.entry.key());
         let order = compare((&a.key, a.trailer), (&b.key, b.trailer));
@@ -129,25 +136,25 @@ impl Head<'_> {
     }
 }
 
-impl Ord for Head<'_> {
+impl Ord for Head<'_, '_> {
     fn cmp(&self, other: &Self) -> Ordering {
         self.order(other)
     }
 }
 
-impl PartialOrd for Head<'_> {
+impl PartialOrd for Head<'_, '_> {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl PartialEq for Head<'_> {
+impl PartialEq for Head<'_, '_> {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other) == Ordering::Equal
     }
 }
 
-impl Eq for Head<'_> {}
+impl Eq for Head<'_, '_> {}
 
 impl Memtable {
     /// Appends up to `max` entries from `bound` on, in `direction`, to `out`.
@@ -158,10 +165,11 @@ impl Memtable {
         max: usize,
         out: &mut VecDeque<Item>,
     ) {
-        let mut heap: BinaryHeap<Head<'_>> = self
+        let guard: &Guard = &crossbeam_epoch::pin();
+        let mut heap: BinaryHeap<Head<'_, '_>> = self
             .partitions
             .iter()
-            .filter_map(|p| p.seek(direction, bound))
+            .filter_map(|p| p.seek(direction, bound, guard))
             .map(|entry| Head { direction, entry })
             .collect();
         while out.len() < max {

@@ -32,7 +32,7 @@ fn a_source_outlives_its_memtable_without_pinning_it() {
     for i in 0..200u32 {
         insert(&memtable, &i.to_be_bytes(), u64::from(i) + 1);
     }
-    let mut source = MemSource::new(&memtable, Direction::Forward);
+    let mut source = MemSource::new(&memtable, Direction::Forward, 50);
     source.seek(None);
     drop(memtable);
     let mut seen = 0;
@@ -59,7 +59,7 @@ proptest! {
             model.insert((key.clone(), u64::MAX - seqno), seqno);
         }
         for direction in [Direction::Forward, Direction::Reverse] {
-            let mut source = MemSource::new(&memtable, direction);
+            let mut source = MemSource::new(&memtable, direction, 20);
             let seek = target.as_ref().map(|(k, s)| (k.as_slice(), Trailer::seek(*s)));
             source.seek(seek);
             let mut got = Vec::new();

@@ -203,7 +203,15 @@ impl RunIter {
             self.streak = 0;
             return Some(block);
         }
-        self.block_in_window()
+        if let Some(block) = self.block_in_window() {
+            return Some(block);
+        }
+        match &self.source {
+            BlockSource::Cached { cache, fill } => {
+                self.table().block_now(cache, *fill, self.number)
+            }
+            BlockSource::ReadAhead { .. } => None,
+        }
     }
 
     fn block_in_window(&mut self) -> Option<Block> {

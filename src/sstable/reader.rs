@@ -38,6 +38,9 @@ pub(crate) struct Table {
     trash: OnceLock<UnboundedSender<FileName>>,
 }
 
+/// Blocks above this size are never read on the caller's thread: copying them would take long.
+const NOW_BYTES_MAX: usize = 256 << 10;
+
 /// The answer of a lookup that may not wait.
 #[derive(Debug)]
 pub(crate) enum Lookup {
@@ -157,6 +160,27 @@ impl Table {
         cache.get(&BlockId { file: self.meta.number, block })
     }
 
+    /// The block, if the page cache has it: one system call on this thread, without a future.
+    /// Kept in `cache` with `fill`. A damaged block is none here: the way that may wait reads it
+    /// again and reports it.
+    pub(crate) fn block_now(&self, cache: &BlockCache, fill: bool, block: usize) -> Option<Block> {
+        let handle = self.index.handle(block);
+        let len = handle.file_bytes();
+        if len > NOW_BYTES_MAX {
+            return None;
+        }
+        let mut bytes = vec![0; len];
+        let read = self.file.try_read_at(&mut bytes, handle.offset)?.ok()?;
+        if read != len {
+            return None;
+        }
+        let found = self.reader().decode_block(handle, &Bytes::from(bytes)).ok()?;
+        if fill {
+            cache.insert(BlockId { file: self.meta.number, block }, found.clone());
+        }
+        Some(found)
+    }
+
     /// Reads a block: through the cache when there is one, keeping it there with `fill`.
     ///
     /// # Errors
@@ -180,11 +204,12 @@ impl Table {
         cache.load(BlockId { file: self.meta.number, block }, fill, load).await
     }
 
-    /// The newest version of `key` visible at `seqno`, as far as the cache can tell; `hash` is the
-    /// key's.
-    pub(crate) fn lookup_cached(
+    /// The newest version of `key` visible at `seqno`, as far as the cache and the page cache can
+    /// tell; `hash` is the key's.
+    pub(crate) fn lookup_now(
         &self,
         cache: &BlockCache,
+        fill: bool,
         key: &[u8],
         hash: u64,
         seqno: SeqNo,
@@ -194,7 +219,8 @@ impl Table {
         }
         let Some(mut block) = self.find(key, seqno) else { return Lookup::Absent };
         loop {
-            let Some(found) = self.cached_block(cache, block) else {
+            let cached = self.cached_block(cache, block);
+            let Some(found) = cached.or_else(|| self.block_now(cache, fill, block)) else {
                 return Lookup::Blocked;
             };
             if let Some((trailer, value)) = found.get(key, hash_tag(hash), seqno) {

@@ -24,7 +24,7 @@ fn fs() -> Fs {
 }
 
 fn options(block_bytes: usize, compression: Compression) -> TableWriterOptions {
-    TableWriterOptions { block_bytes, compression, filter_bits_per_key: 10.0 }
+    TableWriterOptions { block_bytes, compression, filter_bits_per_key: 10.0, direct: true }
 }
 
 async fn write(
@@ -175,7 +175,7 @@ proptest! {
                 let expected = model_get(&entries, &key, seqno);
                 let found = run.find(&key).and_then(|table| {
                     let loaded = block_on(table.lookup(&cache, true, &key, hash, seqno)).unwrap();
-                    match table.lookup_cached(&cache, &key, hash, seqno) {
+                    match table.lookup_now(&cache, true, &key, hash, seqno) {
                         Lookup::Found(trailer, value) => {
                             assert_eq!(loaded, Some((trailer, value)));
                         }

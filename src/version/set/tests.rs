@@ -68,6 +68,7 @@ impl Bed {
     /// Writes a table of `keys` with rising seqnos from `seqno` on.
     fn table(&self, set: &VersionSet, keys: &[&str], seqno: SeqNo) -> Arc<Table> {
         let options = TableWriterOptions {
+            direct: true,
             block_bytes: 4096,
             compression: Compression::None,
             filter_bits_per_key: 10.0,
