@@ -222,6 +222,29 @@ fn a_write_dropped_after_any_number_of_polls_is_whole_or_absent() {
 }
 
 #[test]
+fn a_write_dropped_when_it_was_granted_memory_gives_it_back() {
+    // Memory for two memtables of 4 KiB: each of these fits only where nothing else is.
+    let (_dir, db) = open(&tiny());
+    for round in 0..5u64 {
+        run(db.put("small", noise(round, 500))).unwrap();
+        let flushes = db.stats().flushes;
+        let mut waiting: Vec<_> = (0..3u64)
+            .map(|i| Box::pin(db.put(format!("large/{i}"), noise(i, 9000)).into_future()))
+            .collect();
+        for write in &mut waiting {
+            assert!(poll_times(write.as_mut(), 1).is_none(), "it has to wait");
+        }
+        // The flush of the small one makes room for the first, which is never polled again.
+        while db.stats().flushes == flushes {
+            run(moment());
+        }
+        drop(waiting);
+        run(db.put("behind", noise(round, 9000))).unwrap();
+        assert_eq!(collect(db.prefix("large/")).len(), 0);
+    }
+}
+
+#[test]
 fn reads_dropped_after_any_number_of_polls_leave_no_trace() {
     let (_dir, db) = open(&tiny().cache_bytes(0));
     for i in 0..300u64 {

@@ -19,6 +19,8 @@
 #[cfg(test)]
 mod exec;
 #[cfg(test)]
+mod held;
+#[cfg(test)]
 mod ops;
 #[cfg(test)]
 mod oracle;
