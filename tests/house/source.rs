@@ -56,7 +56,7 @@ impl Tree {
             for entry in std::fs::read_dir(&directory).expect("the source tree can be listed") {
                 let path = entry.expect("an entry can be read").path();
                 let relative = path.strip_prefix(root).expect("below the root").to_string_lossy();
-                let hidden = relative.starts_with('.') && relative != ".ci";
+                let hidden = relative.starts_with('.') && !relative.starts_with(".ci");
                 if hidden || relative.ends_with("target") || relative.ends_with("/.cargo") {
                     continue;
                 }
