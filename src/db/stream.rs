@@ -26,8 +26,9 @@ use crate::memtable::MemSource;
 use crate::snapshot::Pin as SeqnoPin;
 use crate::sstable::{BlockSource, RunIter};
 
-/// What a stream without a near limit copies from a memtable at first.
-const EXPECTED_MAX: usize = 128;
+/// What a stream without a near limit copies from a memtable at first. With a limit, half of it:
+/// entries of other sources come between.
+const EXPECTED_MAX: usize = 64;
 
 type Item = (Bytes, Bytes);
 
@@ -227,7 +228,7 @@ impl RangeStream {
     fn sources(&self, core: &Core, state: &ReadState) -> Vec<Box<dyn Source>> {
         let mut sources: Vec<Box<dyn Source>> = Vec::new();
         for memtable in &state.memtables {
-            let expected = self.left.min(EXPECTED_MAX);
+            let expected = self.left.div_ceil(2).min(EXPECTED_MAX);
             sources.push(Box::new(MemSource::new(memtable, self.direction, expected)));
         }
         for run in state.version.runs() {

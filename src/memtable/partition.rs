@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! 1. The order of entries is [`crate::key::compare`].
-//! 2. A lookup allocates nothing: the skiplist compares through [`InternalKey`], which both the
+//! 2. A lookup allocates nothing. A key that fits a [`KeyBuf`] inline is looked up as a stored
+//!    key, so that comparisons are inlined; a longer one through [`InternalKey`], which both the
 //!    stored key and a borrowed one implement.
 
 use std::borrow::Borrow;
@@ -18,6 +19,9 @@ use crate::key::{KeyBuf, SeqNo, Trailer, compare};
 
 /// A version of a key that a lookup found.
 pub(crate) type Found = (Trailer, Bytes);
+
+/// The longest key that a [`KeyBuf`] holds without an allocation.
+const INLINE_BYTES: usize = 24;
 
 /// The key of a skiplist entry.
 pub(super) struct MemKey {
@@ -108,9 +112,8 @@ impl Partition {
 
     pub(super) fn get(&self, key: &[u8], seqno: SeqNo) -> Option<Found> {
         let guard = &crossbeam_epoch::pin();
-        let target = (key, Trailer::seek(seqno));
-        let target: &dyn InternalKey = &target;
-        let entry = self.list.lower_bound(Bound::Included(target), guard)?;
+        let bound = Bound::Included((key, Trailer::seek(seqno)));
+        let entry = self.seek(Direction::Forward, bound, guard)?;
         let found = entry.key();
         (*found.key == *key).then(|| (found.trailer, entry.value().clone()))
     }
@@ -122,18 +125,27 @@ impl Partition {
         bound: Bound<(&[u8], Trailer)>,
         guard: &'g Guard,
     ) -> Option<Entry<'a, 'g, MemKey, Bytes>> {
-        let target;
-        let bound: Bound<&dyn InternalKey> = match bound {
-            Bound::Included(key) => {
-                target = key;
-                Bound::Included(&target)
-            }
-            Bound::Excluded(key) => {
-                target = key;
-                Bound::Excluded(&target)
-            }
-            Bound::Unbounded => Bound::Unbounded,
+        let (Bound::Included((key, trailer)) | Bound::Excluded((key, trailer))) = bound else {
+            return self.seek_for::<MemKey>(direction, Bound::Unbounded, guard);
         };
+        if key.len() <= INLINE_BYTES {
+            let target = MemKey { key: KeyBuf::from_slice(key), trailer };
+            self.seek_for(direction, bound.map(|_| &target), guard)
+        } else {
+            let target: &dyn InternalKey = &(key, trailer);
+            self.seek_for(direction, bound.map(|_| target), guard)
+        }
+    }
+
+    fn seek_for<'a: 'g, 'g, Q: Ord + ?Sized>(
+        &'a self,
+        direction: Direction,
+        bound: Bound<&Q>,
+        guard: &'g Guard,
+    ) -> Option<Entry<'a, 'g, MemKey, Bytes>>
+    where
+        MemKey: Borrow<Q>,
+    {
         match direction {
             Direction::Forward => self.list.lower_bound(bound, guard),
             Direction::Reverse => self.list.upper_bound(bound, guard),
