@@ -187,7 +187,7 @@ mod tests {
         for last in 0..LEVELS {
             for (k, z, average) in [(3, 1, 10.0), (1, 1, 4.0), (3, 3, 2.0), (3, 1, 0.5)] {
                 let shape = Shape { runs_upper: k, runs_last: z, filter_bits: average, ..lazy() };
-                let keys = |i: usize| 4f64.powi(i as i32);
+                let keys = |i: usize| 4f64.powi(i32::try_from(i).unwrap());
                 let bits: f64 =
                     (0..=last).map(|i| keys(i) * shape.filter_bits_for(i, last)).sum::<f64>();
                 let mean = bits / (0..=last).map(keys).sum::<f64>();

@@ -1,5 +1,11 @@
 //! Tests of tables as a whole: written, opened, looked up, scanned, damaged.
 
+#![expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "the tests damage files behind the engine's back"
+)]
+
 use std::path::Path;
 use std::sync::Arc;
 

@@ -71,6 +71,7 @@ fn show(choice: Option<Choice>) -> String {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn picks() {
     let k1 = Shape { runs_upper: 1, ..shape() };
     let z3 = Shape { runs_last: 3, ..shape() };
@@ -259,6 +260,9 @@ struct Model {
     flushed: u64,
 }
 
+/// Smallest and largest key, bytes and number of a table.
+type OwnedView = (String, String, u64, u64);
+
 /// Keys of a table; keys are printed so that their order is that of the numbers.
 const TABLE_KEYS: usize = 256;
 
@@ -280,7 +284,7 @@ impl Model {
 
     fn step(&mut self) -> bool {
         let mut number = 0;
-        let mut tables: Vec<Vec<(RunId, Vec<(String, String, u64, u64)>)>> = Vec::new();
+        let mut tables: Vec<Vec<(RunId, Vec<OwnedView>)>> = Vec::new();
         for runs in &self.levels {
             let mut level = Vec::new();
             for (id, keys) in runs {
@@ -328,8 +332,7 @@ impl Model {
             }
             runs.retain(|(id, _)| !inputs.contains(id));
         }
-        let moved_share = 1.0 - choice.rewrite_bytes as f64 / read as f64;
-        self.written += (output.len() as f64 * (1.0 - moved_share)) as u64;
+        self.written += output.len() as u64 * choice.rewrite_bytes / read as u64;
         let level = choice.output_level(output.len() as u64);
         let at = self.levels[level].partition_point(|(id, _)| *id > choice.output_run);
         self.levels[level].insert(at, (choice.output_run, output));
@@ -420,7 +423,7 @@ proptest! {
     fn newer_versions_never_sink_below_older_ones(
         flushes in proptest::collection::vec((0u32..300, 1u32..90), 1..60),
         (size_ratio, runs_upper, runs_last) in (2u64..6).prop_flat_map(|t| {
-            let runs = 1..t as usize;
+            let runs = 1..usize::try_from(t).unwrap();
             (Just(t), runs.clone(), runs)
         }),
         table_bytes in prop::sample::select(vec![16u64, 256, 1 << 20]),

@@ -31,14 +31,14 @@ fn manifest(edits: &[VersionEdit]) -> (Vec<u8>, Vec<usize>) {
             let span = span(payload.len());
             let header = Header {
                 kind,
-                payload_bytes: payload.len() as u32,
-                span: span as u32,
+                payload_bytes: u32::try_from(payload.len()).unwrap(),
+                span: u32::try_from(span).unwrap(),
                 count,
                 first_seqno: seqno,
                 durable_seqno: durable,
                 chain,
             };
-            let end = bytes.len() + span as usize;
+            let end = bytes.len() + usize::try_from(span).unwrap();
             let header = header.encode(ID, bytes.len() as u64);
             bytes.extend_from_slice(&header);
             bytes.extend_from_slice(payload);
@@ -216,8 +216,8 @@ fn foreign_and_newer_content_is_refused() {
         chain = record::chain(chain, crate::codec::crc32c(&payload));
         let header = Header {
             kind: RecordType::Edit,
-            payload_bytes: payload.len() as u32,
-            span: UNIT as u32,
+            payload_bytes: u32::try_from(payload.len()).unwrap(),
+            span: u32::try_from(UNIT).unwrap(),
             count: 1,
             first_seqno: 1,
             durable_seqno: 0,
