@@ -64,7 +64,7 @@ pub(super) async fn run(core: Arc<Core>) {
                 }
                 *core.flush_error.lock() = Some(error);
                 core.flushed_event.notify(usize::MAX);
-                core.env.clock().sleep(pause).await;
+                core.pause(pause).await;
                 pause = (pause * 2).min(RETRY_MAX);
             }
         }

@@ -89,7 +89,7 @@ pub(super) async fn run(core: Arc<Core>) {
                 tracing::warn!(%error, "a merge failed and will be repeated");
                 *core.merge_error.lock() = Some(error);
                 core.version_event.notify(usize::MAX);
-                core.env.clock().sleep(pause).await;
+                core.pause(pause).await;
                 pause = (pause * 2).min(RETRY_MAX);
             }
         }

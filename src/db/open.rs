@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use event_listener::Event;
 use futures::channel::mpsc;
@@ -320,6 +321,16 @@ impl Core {
         let strata = self.snapshots.strata(|| self.pipeline.visible());
         let fs = self.env.fs();
         Context::new(fs, &self.dir, &self.versions, &self.settings, strata, progress)
+    }
+
+    /// Sleeps, but not beyond the closing of the database.
+    pub(super) async fn pause(&self, duration: Duration) {
+        let slept = async {
+            self.env.clock().sleep(duration).await;
+            Ok(())
+        };
+        // The caller looks for itself whether the database is closed.
+        self.unless_closed(slept).await.ok();
     }
 
     /// Runs a job until it ends or the database is closed; what it leaves is removed by the next
