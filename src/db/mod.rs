@@ -174,7 +174,9 @@ impl DB {
     /// # Cancel safety
     ///
     /// Dropping the future before its first poll, or while it waits for memory, does nothing.
-    /// Afterwards the write takes place as if it had been awaited.
+    /// Afterwards the write takes place as if it had been awaited. A future that waits for memory
+    /// keeps its place in the queue: one that is held without being polled holds up the writers
+    /// behind it.
     pub fn put(&self, key: impl AsRef<[u8]>, value: impl IntoValue) -> Write {
         Write::put(self, key.as_ref(), value.into_value())
     }
