@@ -136,7 +136,7 @@ impl DB {
     ///
     /// - `Locked`: another handle, in this process or another, has the directory open.
     /// - `Corruption`: something that was durable cannot be read back; the error names the file
-    ///   and the offset. Nothing was changed.
+    ///   and the offset. No data was changed: the open can be repeated with the same outcome.
     /// - `NotSupported`: a newer version of seerdb wrote the database.
     /// - `Io`, `NoSpace`: the system refused; among others a missing parent directory.
     ///
