@@ -163,7 +163,7 @@ async fn verify(db: &DB, mut rows: Rows) -> Result<()> {
     let start = Instant::now();
     let (mut count, mut others) = (0_u64, 0_u64);
     let mut last: Option<bytes::Bytes> = None;
-    let mut stream = db.range::<&[u8], _>(..);
+    let mut stream = db.range(..);
     while let Some(row) = stream.next().await {
         let (key, value) = row?;
         if last.as_ref().is_some_and(|last| *last >= key) {

@@ -4,7 +4,6 @@
 //! an async runtime use [`crate::DB`], or call these within `spawn_blocking`.
 
 use std::future::IntoFuture;
-use std::ops::RangeBounds;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
@@ -17,6 +16,7 @@ use crate::db::{Batch, IntoValue, RangeStream, Snapshot as AsyncSnapshot};
 use crate::error::Result;
 use crate::key::SeqNo;
 use crate::options::DBOptions;
+use crate::range::KeyRange;
 
 struct Unpark(Thread);
 
@@ -139,7 +139,7 @@ impl DB {
     }
 
     /// As [`crate::DB::range`].
-    pub fn range<K: AsRef<[u8]>, R: RangeBounds<K>>(&self, range: R) -> Range {
+    pub fn range(&self, range: impl KeyRange) -> Range {
         Range { stream: self.db.range(range) }
     }
 
@@ -172,7 +172,7 @@ impl DB {
     /// # Errors
     ///
     /// As there.
-    pub fn compact_range<K: AsRef<[u8]>, R: RangeBounds<K>>(&self, range: R) -> Result<()> {
+    pub fn compact_range(&self, range: impl KeyRange) -> Result<()> {
         wait(self.db.compact_range(range))
     }
 
@@ -212,7 +212,7 @@ impl Snapshot {
     }
 
     /// As [`crate::Snapshot::range`].
-    pub fn range<K: AsRef<[u8]>, R: RangeBounds<K>>(&self, range: R) -> Range {
+    pub fn range(&self, range: impl KeyRange) -> Range {
         Range { stream: self.snapshot.range(range) }
     }
 

@@ -149,6 +149,7 @@ mod key;
 mod log;
 mod memtable;
 mod options;
+mod range;
 mod record;
 mod snapshot;
 mod sstable;
@@ -161,6 +162,7 @@ pub use db::{
 pub use error::{Error, ErrorKind, Result};
 pub use key::{BATCH_BYTES_MAX, BATCH_OPS_MAX, KEY_BYTES_MAX, SEQNO_MAX, SeqNo, VALUE_BYTES_MAX};
 pub use options::{Compression, DBOptions, Durability};
+pub use range::KeyRange;
 pub use seerdb_io::{Backend, Env, EnvOptions, IoBackend};
 
 /// jemalloc, for a program to install as its allocator; the library itself never installs one.

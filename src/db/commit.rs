@@ -372,7 +372,7 @@ impl Pipeline {
         assert!(last > state.active_base, "an empty memtable is never sealed");
         state.active.seal(last);
         state.active_base = last;
-        let fresh = Arc::new(Memtable::new(state.log.segment().id.number));
+        let fresh = Arc::new(state.active.follower(state.log.segment().id.number));
         state.active = fresh.clone();
         self.read_states.seal(fresh);
         self.sealed_event.notify(usize::MAX);

@@ -21,7 +21,7 @@ mod stream;
 mod throttle;
 mod write;
 
-use std::ops::{Bound, RangeBounds};
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +33,7 @@ use seerdb_io::{Env, IoBackend, LockFile, Task};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SeqNo;
 use crate::options::{DBOptions, Settings};
+use crate::range::KeyRange;
 use crate::snapshot::Registry;
 use crate::sstable::BlockCache;
 use crate::version::set::VersionSet;
@@ -230,7 +231,7 @@ impl DB {
     }
 
     /// A stream over the keys of `range`, as they are now.
-    pub fn range<K: AsRef<[u8]>, R: RangeBounds<K>>(&self, range: R) -> RangeStream {
+    pub fn range(&self, range: impl KeyRange) -> RangeStream {
         RangeStream::new(self, self.core().pin_visible(), range)
     }
 
@@ -241,7 +242,7 @@ impl DB {
 
     /// A stream over all keys, as they are now.
     pub fn iter(&self) -> RangeStream {
-        RangeStream::new::<&[u8], _>(self, self.core().pin_visible(), ..)
+        RangeStream::new(self, self.core().pin_visible(), ..)
     }
 
     /// A view of the database as it is now.
@@ -308,20 +309,17 @@ impl DB {
     /// # Cancel safety
     ///
     /// Dropping the future does not stop the merge.
-    pub async fn compact_range<K, R>(&self, range: R) -> Result<()>
-    where
-        K: AsRef<[u8]>,
-        R: RangeBounds<K>,
-    {
+    pub async fn compact_range(&self, range: impl KeyRange) -> Result<()> {
+        let (start, end) = range.into_bounds();
         self.flush().await?;
         let version = self.core().versions.current();
         let is_stored = version.runs().any(|run| {
-            let starts_in_time = match range.end_bound() {
+            let starts_in_time = match &end {
                 Bound::Included(end) => run.smallest() <= end.as_ref(),
                 Bound::Excluded(end) => run.smallest() < end.as_ref(),
                 Bound::Unbounded => true,
             };
-            let ends_in_time = match range.start_bound() {
+            let ends_in_time = match &start {
                 Bound::Included(start) => run.largest() >= start.as_ref(),
                 Bound::Excluded(start) => run.largest() > start.as_ref(),
                 Bound::Unbounded => true,

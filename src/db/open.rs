@@ -31,7 +31,6 @@ use crate::compaction::job::{self, Context};
 use crate::compaction::policy::Shape;
 use crate::error::{Error, ErrorKind, Result};
 use crate::filename::{FileName, FileNumber};
-use crate::filter::key_hash;
 use crate::iter::Direction;
 use crate::key::{SeqNo, Trailer};
 use crate::log::replay::{self, Replayed, SegmentRef};
@@ -275,7 +274,8 @@ impl<'a> Replayer<'a> {
     }
 
     async fn flush(&mut self) -> Result<()> {
-        let full = std::mem::replace(&mut self.memtable, Arc::new(Memtable::new(0)));
+        let next = Arc::new(self.memtable.follower(0));
+        let full = std::mem::replace(&mut self.memtable, next);
         if full.entries() == 0 {
             return Ok(());
         }
@@ -297,8 +297,7 @@ impl replay::Sink for Replayer<'_> {
             .filter(|ops| ops.len() as u64 == u64::from(header.count))
             .ok_or_else(|| Error::corruption(path, offset, "a commit cannot be decoded"))?;
         for (seqno, op) in (header.first_seqno..).zip(ops) {
-            let hash = key_hash(&op.key);
-            self.memtable.insert(op.key, hash, Trailer::new(seqno, op.kind), op.value);
+            self.memtable.insert(op.key, Trailer::new(seqno, op.kind), op.value);
         }
         self.last_seqno = header.last_seqno();
         Ok(())

@@ -119,12 +119,12 @@ impl Core {
         }
         let state = self.read_states.load();
         let seqno = seqno.unwrap_or_else(|| self.pipeline.visible());
-        let hash = key_hash(key);
         for memtable in &state.memtables {
-            if let Some(found) = memtable.get(key, hash, seqno) {
+            if let Some(found) = memtable.get(key, seqno) {
                 return Step::Ready(Ok(live(found)));
             }
         }
+        let hash = key_hash(key);
         for (index, run) in state.version.runs().enumerate() {
             let Some(table) = run.find(key) else { continue };
             match table.lookup_now(&self.cache, fill_cache, key, hash, seqno) {

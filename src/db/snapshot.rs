@@ -1,7 +1,5 @@
 //! Snapshots: reads of one moment.
 
-use std::ops::RangeBounds;
-
 use bytes::Bytes;
 
 use super::DB;
@@ -9,6 +7,7 @@ use super::read::Get;
 use super::stream::RangeStream;
 use crate::error::Result;
 use crate::key::SeqNo;
+use crate::range::KeyRange;
 use crate::snapshot::Pin;
 
 /// The database at one moment. It keeps the versions of that moment readable until it is dropped,
@@ -51,7 +50,7 @@ impl Snapshot {
     }
 
     /// As [`DB::range`], at this moment.
-    pub fn range<K: AsRef<[u8]>, R: RangeBounds<K>>(&self, range: R) -> RangeStream {
+    pub fn range(&self, range: impl KeyRange) -> RangeStream {
         RangeStream::new(&self.db, self.pin.clone(), range)
     }
 
@@ -62,6 +61,6 @@ impl Snapshot {
 
     /// As [`DB::iter`], at this moment.
     pub fn iter(&self) -> RangeStream {
-        RangeStream::new::<&[u8], _>(&self.db, self.pin.clone(), ..)
+        RangeStream::new(&self.db, self.pin.clone(), ..)
     }
 }

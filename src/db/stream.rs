@@ -7,7 +7,7 @@
 //!    gave out, in the present state.
 //! 3. Errors end the stream: after one the next item is `None`.
 
-use std::ops::{Bound, RangeBounds};
+use std::ops::Bound;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -23,6 +23,7 @@ use crate::iter::visible::{Step, Visible};
 use crate::iter::{Direction, Source};
 use crate::key::{check_key, prefix_end};
 use crate::memtable::MemSource;
+use crate::range::KeyRange;
 use crate::snapshot::Pin as SeqnoPin;
 use crate::sstable::{BlockSource, RunIter};
 
@@ -73,13 +74,9 @@ struct Cursor {
 }
 
 impl RangeStream {
-    pub(super) fn new<K, R>(db: &DB, pin: SeqnoPin, range: R) -> Self
-    where
-        K: AsRef<[u8]>,
-        R: RangeBounds<K>,
-    {
-        let own = |bound: Bound<&K>| bound.map(|key| Bytes::copy_from_slice(key.as_ref()));
-        RangeStream::bounded(db, pin, own(range.start_bound()), own(range.end_bound()))
+    pub(super) fn new(db: &DB, pin: SeqnoPin, range: impl KeyRange) -> Self {
+        let (lower, upper) = range.into_bounds();
+        RangeStream::bounded(db, pin, lower, upper)
     }
 
     pub(super) fn prefix(db: &DB, pin: SeqnoPin, prefix: &[u8]) -> Self {

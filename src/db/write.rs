@@ -20,7 +20,6 @@ use super::throttle::Acquire;
 use crate::batch::{OpHead, WriteOp, check_size};
 use crate::codec::crc32c_append;
 use crate::error::{Error, ErrorKind, Result};
-use crate::filter::key_hash;
 use crate::key::{KeyBuf, SeqNo, Trailer, ValueKind, check_key, check_value};
 use crate::log::writer::Payload;
 use crate::options::Durability;
@@ -332,8 +331,7 @@ impl WriteFuture {
 
     fn insert(&mut self, ticket: &Ticket) {
         for (seqno, op) in (ticket.first_seqno..).zip(self.ops.drain(..)) {
-            let hash = key_hash(&op.key);
-            ticket.memtable.insert(op.key, hash, Trailer::new(seqno, op.kind), op.value);
+            ticket.memtable.insert(op.key, Trailer::new(seqno, op.kind), op.value);
         }
         stats::add(&self.db.core().metrics.commits, 1);
     }

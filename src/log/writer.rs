@@ -3,14 +3,16 @@
 //! Direct segments: a group is padded to [`BUF_ALIGN`] and written by one durable write, so that
 //! no unit that holds acknowledged bytes is ever written again. Page-cached segments: the group
 //! goes to the page cache with one `write_cached` on the caller's thread, without padding, and a
-//! data sync makes it durable.
+//! data sync makes it durable. Ahead of them go zeros, [`AHEAD_BYTES`] at a time: the kernel then
+//! allocates pages once for many groups, and in large pieces (ADR 4).
 //!
 //! Invariants:
 //! 1. Records stand in the order of their seqnos, without gaps, over all segments.
 //! 2. A record never spans segments; [`RESERVE_BYTES`] at the end stay free for a last mark.
 //! 3. A mark stands in a [`BUF_ALIGN`] unit that no earlier record touches: damage to one sector
 //!    cannot take both a group and the proof that it was durable.
-//! 4. `stamped` is the highest durable seqno that any record says; it never exceeds what was
+//! 4. Zeros go ahead of the records only: nothing from `zeroed` on was written in this segment.
+//! 5. `stamped` is the highest durable seqno that any record says; it never exceeds what was
 //!    durable when that record was framed.
 
 use std::sync::Arc;
@@ -26,6 +28,10 @@ use crate::record::{HEADER_BYTES, Header, RecordType, chain, chain_start};
 const ALIGN: u64 = BUF_ALIGN as u64;
 const HEADER_SPAN: u32 = 40;
 const _: () = assert!(HEADER_SPAN as usize == HEADER_BYTES);
+
+/// How much of a page-cached segment is filled with zeros at a time.
+const AHEAD_BYTES: u64 = 64 << 10;
+static ZEROS: [u8; AHEAD_BYTES as usize] = [0; AHEAD_BYTES as usize];
 
 const EMPTY: Payload<'_> = Payload { parts: &[], bytes: 0, crc: 0 };
 
@@ -52,6 +58,8 @@ pub(crate) struct LogBuffer {
     buf: AlignedBuf,
     /// Where `buf` goes in the segment.
     position: u64,
+    /// Up to where a page-cached segment has pages.
+    zeroed: u64,
     chain: u32,
     /// The last header in `buf` and its place there; direct groups stretch its span.
     last: Option<(Header, usize)>,
@@ -67,6 +75,7 @@ impl LogBuffer {
             segment,
             buf: AlignedBuf::new(),
             position: SEGMENT_HEADER_BYTES as u64,
+            zeroed: SEGMENT_HEADER_BYTES as u64,
             chain,
             last: None,
             last_seqno,
@@ -94,7 +103,7 @@ impl LogBuffer {
         self.last_seqno
     }
 
-    /// The highest durable seqno that a record says (invariant 4).
+    /// The highest durable seqno that a record says (invariant 5).
     pub(crate) fn stamped(&self) -> SeqNo {
         self.stamped
     }
@@ -209,6 +218,7 @@ impl LogBuffer {
     /// When the kernel refuses. Any part may have been written: the log cannot go on.
     pub(crate) fn write_cached(&mut self) -> Result<()> {
         if !self.buf.is_empty() {
+            self.zero_ahead()?;
             self.segment.file.write_cached(&self.buf, self.position)?;
             self.position += self.buf.len() as u64;
             self.buf.clear();
@@ -217,10 +227,30 @@ impl LogBuffer {
         Ok(())
     }
 
+    /// Sees to it that the pages of the group exist, and some behind it.
+    fn zero_ahead(&mut self) -> Result<()> {
+        let end = self.end();
+        if end <= self.zeroed {
+            return Ok(());
+        }
+        let until = (self.zeroed + AHEAD_BYTES).min(self.segment.bytes);
+        if end > until {
+            // A group this large makes large pages by itself.
+            self.zeroed = end.next_multiple_of(ALIGN);
+            return Ok(());
+        }
+        let len = usize::try_from(until - self.zeroed).unwrap_or(ZEROS.len());
+        let zeros = ZEROS.get(..len).unwrap_or(&ZEROS);
+        self.segment.file.write_cached(zeros, self.zeroed)?;
+        self.zeroed = until;
+        Ok(())
+    }
+
     /// Goes on in `segment` and returns the one before; the group must have been taken or written.
     pub(crate) fn rotate(&mut self, segment: Arc<Segment>) -> Arc<Segment> {
         assert!(self.buf.is_empty(), "a group belongs to one segment");
         self.position = SEGMENT_HEADER_BYTES as u64;
+        self.zeroed = self.position;
         self.chain = chain_start(segment.id);
         std::mem::replace(&mut self.segment, segment)
     }

@@ -1,4 +1,4 @@
-//! The memtable: recent commits in memory, as 16 skiplists by key hash.
+//! The memtable: recent commits in memory, as 16 skiplists by key range.
 //!
 //! Invariants:
 //! 1. An internal key enters once: (user key, seqno) is unique. Overwriting a key of
@@ -6,7 +6,9 @@
 //! 2. All seqnos of a memtable are smaller than those of the memtable that follows it.
 //! 3. Entries never leave; the memtable goes as a whole when its flush is installed.
 //! 4. `bytes` counts keys, values and the overhead of an entry, before the entry is visible.
+//! 5. The ranges are fixed when the memtable is made (`bounds.rs`, ADR 3).
 
+mod bounds;
 mod partition;
 mod source;
 
@@ -16,6 +18,7 @@ use bytes::Bytes;
 
 use crate::filename::FileNumber;
 use crate::key::{KeyBuf, SeqNo, Trailer};
+use bounds::{Bounds, Sample};
 use partition::{Found, Partition};
 
 pub(crate) use source::MemSource;
@@ -28,6 +31,8 @@ const ENTRY_OVERHEAD_BYTES: usize = 136;
 /// Recent commits, sorted.
 pub(crate) struct Memtable {
     partitions: [Partition; PARTITIONS],
+    bounds: Bounds,
+    sample: Sample,
     bytes: AtomicUsize,
     entries: AtomicUsize,
     /// The last seqno that belongs here; set when the memtable is sealed.
@@ -42,10 +47,22 @@ pub(crate) fn entry_bytes(key_len: usize, value_len: usize) -> usize {
 }
 
 impl Memtable {
-    /// An empty memtable whose records begin in the WAL segment `first_wal`.
+    /// An empty memtable whose records begin in the WAL segment `first_wal`, and of whose keys
+    /// nothing is known: all go into one partition.
     pub(crate) fn new(first_wal: FileNumber) -> Self {
+        Memtable::with_bounds(first_wal, Bounds::default())
+    }
+
+    /// An empty memtable to follow this one, for keys that are spread as those here are.
+    pub(crate) fn follower(&self, first_wal: FileNumber) -> Self {
+        Memtable::with_bounds(first_wal, self.sample.bounds())
+    }
+
+    fn with_bounds(first_wal: FileNumber, bounds: Bounds) -> Self {
         Memtable {
             partitions: std::array::from_fn(|_| Partition::new()),
+            bounds,
+            sample: Sample::new(),
             bytes: AtomicUsize::new(0),
             entries: AtomicUsize::new(0),
             last_seqno: AtomicU64::new(0),
@@ -53,22 +70,21 @@ impl Memtable {
         }
     }
 
-    /// Adds an entry; `hash` is the key's [`crate::filter::key_hash`].
-    pub(crate) fn insert(&self, key: KeyBuf, hash: u64, trailer: Trailer, value: Bytes) {
+    /// Adds an entry.
+    pub(crate) fn insert(&self, key: KeyBuf, trailer: Trailer, value: Bytes) {
         self.bytes.fetch_add(entry_bytes(key.len(), value.len()), Ordering::Relaxed);
-        self.entries.fetch_add(1, Ordering::Relaxed);
-        self.partition(hash).insert(key, trailer, value);
+        let count = self.entries.fetch_add(1, Ordering::Relaxed);
+        self.sample.offer(count, &key);
+        self.partition(self.bounds.locate(&key)).insert(key, trailer, value);
     }
 
     /// The newest version of `key` that is not newer than `seqno`.
-    pub(crate) fn get(&self, key: &[u8], hash: u64, seqno: SeqNo) -> Option<Found> {
-        self.partition(hash).get(key, seqno)
+    pub(crate) fn get(&self, key: &[u8], seqno: SeqNo) -> Option<Found> {
+        self.partition(self.bounds.locate(key)).get(key, seqno)
     }
 
-    fn partition(&self, hash: u64) -> &Partition {
-        // The top bits: the filter and the block tags use lower ones.
-        let index = (hash >> 60) as usize;
-        self.partitions.get(index).expect("four bits select one of 16 partitions")
+    fn partition(&self, index: usize) -> &Partition {
+        self.partitions.get(index).expect("there are fewer bounds than partitions")
     }
 
     /// The accounted size in bytes.

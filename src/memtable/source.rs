@@ -3,26 +3,22 @@
 //! Invariants:
 //! 1. Entries are copied out in chunks: skiplist cursors borrow the memtable and could not live
 //!    across an await. The first chunk is as large as the consumer says it will need, within
-//!    [`CHUNK_MIN`] and [`CHUNK_MAX`]; each further one is twice as large.
+//!    [`CHUNK_MIN`] and [`CHUNK_MAX`]; each further one is half of all before it.
 //! 2. Between chunks the source holds the memtable weakly, so that an idle stream pins no memory.
 //!    When the memtable has gone, the source is [`Position::Blocked`] and its `load` fails: the
 //!    owner then rebuilds its sources from the present state, which holds the entries elsewhere.
 
-use std::cmp::Ordering;
-use std::collections::{BinaryHeap, VecDeque};
 use std::ops::Bound;
 use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use crossbeam_epoch::Guard;
-use crossbeam_skiplist::base::Entry as SkipEntry;
 
 use super::Memtable;
-use super::partition::MemKey;
 use crate::error::{Error, ErrorKind, Result};
 use crate::iter::{Direction, Entry, Position, Source};
-use crate::key::{KeyBuf, Trailer, compare};
+use crate::key::{KeyBuf, Trailer};
 
 const CHUNK_MIN: usize = 16;
 const CHUNK_MAX: usize = 1024;
@@ -37,10 +33,14 @@ struct Item {
 pub(crate) struct MemSource {
     memtable: Weak<Memtable>,
     direction: Direction,
-    chunk: VecDeque<Item>,
+    chunk: Vec<Item>,
+    /// The index in the chunk.
+    at: usize,
     chunk_len: usize,
     /// The length of the first chunk after a seek.
     first_len: usize,
+    /// The entries copied since the seek.
+    copied: usize,
     state: State,
 }
 
@@ -61,53 +61,64 @@ impl MemSource {
         MemSource {
             memtable: Arc::downgrade(memtable),
             direction,
-            chunk: VecDeque::new(),
+            chunk: Vec::new(),
+            at: 0,
             chunk_len: first_len,
             first_len,
+            copied: 0,
             state: State::Last,
         }
     }
 
+    fn item(&self) -> &Item {
+        self.chunk.get(self.at).expect("the caller saw Position::At")
+    }
+
     fn fill(&mut self, bound: Bound<(&[u8], Trailer)>) {
+        self.chunk.clear();
+        self.at = 0;
         let Some(memtable) = self.memtable.upgrade() else {
             self.state = State::Gone;
             return;
         };
         memtable.copy_chunk(self.direction, bound, self.chunk_len, &mut self.chunk);
         self.state = if self.chunk.len() < self.chunk_len { State::Last } else { State::More };
-        self.chunk_len = (self.chunk_len * 2).min(CHUNK_MAX);
+        self.copied += self.chunk.len();
+        self.chunk_len = (self.copied / 2).clamp(CHUNK_MIN, CHUNK_MAX);
     }
 }
 
 #[async_trait]
 impl Source for MemSource {
     fn position(&self) -> Position {
-        match (self.chunk.is_empty(), self.state) {
-            (false, _) => Position::At,
-            (true, State::Gone) => Position::Blocked,
-            (true, _) => Position::End,
+        match (self.at < self.chunk.len(), self.state) {
+            (true, _) => Position::At,
+            (false, State::Gone) => Position::Blocked,
+            (false, _) => Position::End,
         }
     }
 
     fn entry(&self) -> Entry<'_> {
-        let item = self.chunk.front().expect("the caller saw Position::At");
+        let item = self.item();
         Entry { key: &item.key, trailer: item.trailer, value: &item.value }
     }
 
     fn value(&self) -> Bytes {
-        self.chunk.front().expect("the caller saw Position::At").value.clone()
+        self.item().value.clone()
     }
 
     fn advance(&mut self) {
-        let left = self.chunk.pop_front().expect("the caller saw Position::At");
-        if self.chunk.is_empty() && self.state == State::More {
+        assert!(self.at < self.chunk.len(), "the caller saw Position::At");
+        self.at += 1;
+        if self.at == self.chunk.len() && self.state == State::More {
+            let left = self.chunk.pop().expect("a full chunk is not empty");
             self.fill(Bound::Excluded((&left.key, left.trailer)));
         }
     }
 
     fn seek(&mut self, target: Option<(&[u8], Trailer)>) {
-        self.chunk.clear();
         self.chunk_len = self.first_len;
+        self.copied = 0;
         self.fill(target.map_or(Bound::Unbounded, Bound::Included));
     }
 
@@ -119,43 +130,6 @@ impl Source for MemSource {
     }
 }
 
-/// A skiplist cursor in the merge of the partitions; the heap's greatest is the next entry.
-struct Head<'a, 'g> {
-    direction: Direction,
-    entry: SkipEntry<'a, 'g, MemKey, Bytes>,
-}
-
-impl Head<'_, '_> {
-    fn order(&self, other: &Self) -> Ordering {
-        let (a, b) = (self.entry.key(), other.entry.key());
-        let order = compare((&a.key, a.trailer), (&b.key, b.trailer));
-        match self.direction {
-            Direction::Forward => order.reverse(),
-            Direction::Reverse => order,
-        }
-    }
-}
-
-impl Ord for Head<'_, '_> {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.order(other)
-    }
-}
-
-impl PartialOrd for Head<'_, '_> {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Head<'_, '_> {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Head<'_, '_> {}
-
 impl Memtable {
     /// Appends up to `max` entries from `bound` on, in `direction`, to `out`.
     fn copy_chunk(
@@ -163,33 +137,37 @@ impl Memtable {
         direction: Direction,
         bound: Bound<(&[u8], Trailer)>,
         max: usize,
-        out: &mut VecDeque<Item>,
+        out: &mut Vec<Item>,
     ) {
         let guard: &Guard = &crossbeam_epoch::pin();
-        let mut heap: BinaryHeap<Head<'_, '_>> = self
-            .partitions
-            .iter()
-            .filter_map(|p| p.seek(direction, bound, guard))
-            .map(|entry| Head { direction, entry })
-            .collect();
-        while out.len() < max {
-            let Some(mut head) = heap.peek_mut() else { return };
-            let entry = &head.entry;
-            out.push_back(Item {
-                key: entry.key().key.clone(),
-                trailer: entry.key().trailer,
-                value: entry.value().clone(),
-            });
-            let next = match direction {
-                Direction::Forward => entry.next(),
-                Direction::Reverse => entry.prev(),
-            };
-            match next {
-                Some(entry) => head.entry = entry,
-                None => {
-                    std::collections::binary_heap::PeekMut::pop(head);
+        let mut index = match (bound, direction) {
+            (Bound::Included((key, _)) | Bound::Excluded((key, _)), _) => self.bounds.locate(key),
+            (Bound::Unbounded, Direction::Forward) => 0,
+            (Bound::Unbounded, Direction::Reverse) => self.bounds.last(),
+        };
+        let mut next = self.partition(index).seek(direction, bound, guard);
+        loop {
+            while let Some(entry) = next {
+                if out.len() == max {
+                    return;
                 }
+                let key = entry.key();
+                out.push(Item {
+                    key: KeyBuf::from_slice(&key.key),
+                    trailer: key.trailer,
+                    value: entry.value().clone(),
+                });
+                next = match direction {
+                    Direction::Forward => entry.next(),
+                    Direction::Reverse => entry.prev(),
+                };
             }
+            index = match direction {
+                Direction::Forward if index < self.bounds.last() => index + 1,
+                Direction::Reverse if index > 0 => index - 1,
+                _ => return,
+            };
+            next = self.partition(index).seek(direction, Bound::Unbounded, guard);
         }
     }
 }

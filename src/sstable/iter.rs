@@ -201,6 +201,7 @@ impl RunIter {
             && let Some(block) = self.table().cached_block(cache, self.number)
         {
             self.streak = 0;
+            block.touch_heads();
             return Some(block);
         }
         if let Some(block) = self.block_in_window() {

@@ -331,7 +331,8 @@ fn a_table_under_another_number_is_refused() {
     std::fs::remove_file(&ten).unwrap();
     let other = block_on(write(&fs, dir.path(), 10, how, &entries)).unwrap();
     let (from, mut to) = (std::fs::read(&nine).unwrap(), std::fs::read(&ten).unwrap());
-    to[..140].copy_from_slice(&from[..140]);
+    // Longer than the first block with its checksum, shorter than all of them.
+    to[..220].copy_from_slice(&from[..220]);
     std::fs::write(&ten, to).unwrap();
     let error = read_all(&fs, dir.path(), &other, &entries).unwrap_err();
     assert_corruption(&error, &ten, "mixed");
@@ -497,4 +498,27 @@ proptest! {
         }
         drop(index::Index::decode(&bytes, entries.len() as u64 * 15));
     }
+}
+
+#[test]
+fn a_block_is_filled_even_when_entries_are_a_quarter_of_it() {
+    let fs = fs();
+    let dir = tempfile::tempdir().unwrap();
+    let value = vec![7; 1024];
+    let entry = |key: u64| {
+        (key.to_be_bytes().to_vec(), Trailer::new(key + 1, ValueKind::Put), value.clone())
+    };
+    let entries: Entries = (0..80).map(entry).collect();
+    let how = options(4096, Compression::None);
+    let meta = block_on(write(&fs, dir.path(), 9, how, &entries)).unwrap();
+    let table = block_on(Table::open(&fs, dir.path(), Arc::new(meta))).unwrap();
+    assert_eq!(table.blocks(), 20, "four entries of 1,040 bytes each");
+    // An entry that would make the block far too long begins one of its own.
+    let large = vec![7; 100_000];
+    let entries: Entries = [(0u64, &value), (1, &large), (2, &value)]
+        .map(|(k, v)| (k.to_be_bytes().to_vec(), Trailer::new(k + 1, ValueKind::Put), v.clone()))
+        .into();
+    let meta = block_on(write(&fs, dir.path(), 10, how, &entries)).unwrap();
+    let table = block_on(Table::open(&fs, dir.path(), Arc::new(meta))).unwrap();
+    assert_eq!(table.blocks(), 3);
 }

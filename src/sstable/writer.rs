@@ -124,9 +124,7 @@ impl TableWriter {
             None => false,
         };
         assert!(trailer.kind() == ValueKind::Put || value.is_empty(), "a tombstone has no value");
-        if !self.block.is_empty()
-            && self.block.size_with(key, value) + BLOCK_TRAILER_BYTES > self.options.block_bytes
-        {
+        if self.is_block_full(self.block.size_with(key, value)) {
             self.end_block();
         }
         if self.block.is_empty() {
@@ -140,6 +138,18 @@ impl TableWriter {
         self.block.add(key, trailer, value, hash_tag(self.last_hash));
         self.last = Some(trailer);
         self.meta.note(key, trailer);
+    }
+
+    /// Whether the block ends before an entry that would make it `with` bytes long. A block that is
+    /// not nearly full takes one that makes it a little too long: entries of a quarter of a block
+    /// would otherwise leave a quarter of every block empty, and of the cache's look-ups more.
+    fn is_block_full(&self, with: usize) -> bool {
+        let (size, target) = (self.block.size(), self.options.block_bytes);
+        let nearly_full = size + BLOCK_TRAILER_BYTES > target - target / 8;
+        let far_too_long = with > target + target / 4;
+        !self.block.is_empty()
+            && with + BLOCK_TRAILER_BYTES > target
+            && (nearly_full || far_too_long)
     }
 
     /// Whether enough is collected for [`TableWriter::write_full_chunks`].

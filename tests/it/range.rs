@@ -19,8 +19,8 @@ fn everywhere(written: &[&str], check: impl Fn(&DB)) {
 }
 
 fn range(db: &DB, from: Bound<&str>, to: Bound<&str>) -> Vec<String> {
-    let forward = keys(db.range::<&str, _>((from, to)));
-    let mut backward = keys(db.range::<&str, _>((from, to)).rev());
+    let forward = keys(db.range((from, to)));
+    let mut backward = keys(db.range((from, to)).rev());
     backward.reverse();
     assert_eq!(forward, backward, "from {from:?} to {to:?}");
     forward
@@ -42,7 +42,7 @@ fn every_kind_of_bound_means_what_it_says() {
         assert_eq!(keys(db.range("b".."d")), ["b", "c"]);
         assert_eq!(keys(db.range("b"..="d")), ["b", "c", "d"]);
         assert_eq!(keys(db.range(.."b")), ["a"]);
-        assert_eq!(keys(db.range::<&str, _>(..)), ["a", "b", "c", "d"]);
+        assert_eq!(keys(db.range(..)), ["a", "b", "c", "d"]);
     });
 }
 
@@ -59,16 +59,9 @@ fn a_range_may_be_empty_but_not_inverted() {
             (Excluded("a"), Excluded("a")),
         ];
         for bounds in inverted {
-            assert_eq!(
-                stream_kind(db.range::<&str, _>(bounds)),
-                ErrorKind::InvalidArgument,
-                "{bounds:?}"
-            );
-            assert_eq!(stream_kind(db.range::<&str, _>(bounds).rev()), ErrorKind::InvalidArgument);
-            assert_eq!(
-                stream_kind(db.snapshot().range::<&str, _>(bounds)),
-                ErrorKind::InvalidArgument
-            );
+            assert_eq!(stream_kind(db.range(bounds)), ErrorKind::InvalidArgument, "{bounds:?}");
+            assert_eq!(stream_kind(db.range(bounds).rev()), ErrorKind::InvalidArgument);
+            assert_eq!(stream_kind(db.snapshot().range(bounds)), ErrorKind::InvalidArgument);
         }
         assert_eq!(keys(db.iter()), ["a", "b"], "nothing was lost");
     });

@@ -154,3 +154,39 @@ fn a_segment_made_for_a_record_has_room_for_it() {
         assert!(LogBuffer::new(segment, 0).has_room(payload), "{payload}");
     }
 }
+
+/// Zeros over a record would lose an acknowledged write.
+#[test]
+fn zeros_go_ahead_of_records_and_never_over_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = 1 << 20;
+    let segment = segment(dir.path(), 1, bytes);
+    let path = segment.file.path().to_path_buf();
+    let start = SEGMENT_HEADER_BYTES;
+    let mut file = std::fs::read(&path).unwrap();
+    file[start..].fill(0xFF);
+    std::fs::write(&path, &file).unwrap();
+    let mut log = LogBuffer::new(segment, 0);
+    let mut written = Vec::new();
+    for seed in 0u64.. {
+        let ahead = usize::try_from(AHEAD_BYTES).unwrap();
+        let size = [1, 100, 4056, 5000, ahead - 40, ahead, ahead + 1, 3 * ahead];
+        let payload = vec![1; size[usize::try_from(seed * 5 % 8).unwrap()]];
+        if !log.has_room(payload.len()) {
+            break;
+        }
+        append(&mut log, &payload, 0);
+        written.extend_from_slice(&log.buf);
+        log.write_cached().unwrap();
+        let file = std::fs::read(&path).unwrap();
+        let end = start + written.len();
+        assert!(file[start..end] == written, "what was written before, after {seed}");
+        let zeroed = usize::try_from(log.zeroed).unwrap();
+        assert!(zeroed >= end, "after {seed}");
+        // Behind a large group the unit that it ends in stays as it was.
+        let is_zero = file[end..zeroed].iter().all(|&b| b == 0);
+        assert!(is_zero || zeroed - end < UNIT, "after {seed}");
+        assert!(file[zeroed.next_multiple_of(UNIT)..].iter().all(|&b| b == 0xFF), "untouched");
+        assert_eq!(file.len() as u64, bytes, "the segment keeps its length");
+    }
+}
