@@ -24,7 +24,7 @@ use crate::version::edit::VersionEdit;
 
 /// Starts the tasks of an open database.
 pub(super) fn start(core: &Arc<Core>) {
-    let log = log_task::run(core.pipeline.clone(), core.env.clock().clone(), core.metrics.clone());
+    let log = log_and_note(core.clone());
     let tasks = vec![
         spawn(core, Lane::Log, "log", log),
         spawn(core, Lane::Flush, "segments", segments::run(core.clone())),
@@ -32,6 +32,21 @@ pub(super) fn start(core: &Arc<Core>) {
         spawn(core, Lane::Compaction, "merge", merge_task::run(core.clone())),
     ];
     core.tasks.lock().extend(tasks);
+}
+
+/// Writes the log until the database is closed, and notes in the manifest how far it goes: without
+/// the note an older copy of the last segment would look like a shorter log.
+async fn log_and_note(core: Arc<Core>) {
+    let (pipeline, clock) = (core.pipeline.clone(), core.env.clock().clone());
+    log_task::run(pipeline, clock, core.metrics.clone()).await;
+    if core.pipeline.failure().is_some()
+        || core.pipeline.durable() <= core.versions.durable_seqno().await
+    {
+        return;
+    }
+    if let Err(error) = core.apply(VersionEdit::default(), Vec::new(), |_| ()).await {
+        tracing::warn!(%error, "the end of the log could not be noted");
+    }
 }
 
 fn spawn<F>(core: &Arc<Core>, lane: Lane, name: &'static str, task: F) -> Task<()>
@@ -75,10 +90,12 @@ impl Core {
     /// the tables that the edit would have added are removed.
     pub(super) async fn apply(
         &self,
-        edit: VersionEdit,
+        mut edit: VersionEdit,
         opened: Vec<Arc<Table>>,
         install: impl FnOnce(&Arc<Version>),
     ) -> Result<()> {
+        // For free: what the log alone could not tell from a shorter one.
+        edit.durable_seqno = Some(self.pipeline.durable());
         let added: Vec<_> = opened.iter().map(|table| table.meta().number).collect();
         if let Err(error) = self.versions.apply(edit, opened, install).await {
             if self.versions.failure().is_some() {

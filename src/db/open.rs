@@ -33,7 +33,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::filename::{FileName, FileNumber};
 use crate::iter::Direction;
 use crate::key::{SeqNo, Trailer};
-use crate::log::replay::{self, Replayed, SegmentRef};
+use crate::log::replay::{self, Known, Replayed, SegmentRef};
 use crate::log::segment::Segment;
 use crate::memtable::{MemSource, Memtable};
 use crate::options::{DBOptions, Durability, Settings};
@@ -218,9 +218,10 @@ async fn replay_log(
         })
         .collect();
     // What earlier failed opens left behind must not pile up; segments may yet be proof.
+    let known = Known { flushed: recovered.flushed_seqno, durable: recovered.durable_seqno };
     let segments_found = wals_in(env, dir).await?;
     versions.remove_orphans(&segments_found).await?;
-    let replayed = replay::replay(env, dir, &refs, recovered.flushed_seqno, replayer).await?;
+    let replayed = replay::replay(env, dir, &refs, known, replayer).await?;
     for number in segments_found {
         let is_named = refs.iter().any(|named| named.id.number == number);
         if !is_named {

@@ -8,6 +8,10 @@
 //! - there is none: nobody was promised anything behind the gap. It is a torn tail, and what
 //!   stands behind it is dropped with it.
 //!
+//! The manifest may know more: a log that ends before a seqno which it says was durable is damaged
+//! too. And a gap in which nothing but marks can have stood is none: the chain tells how many marks
+//! there were, and they say nothing that the records behind them do not.
+//!
 //! Invariants:
 //! 1. Memory is bounded by one chunk and the largest record, whatever a segment holds; lengths are
 //!    believed only from a header whose checksum fits, and only within the file.
@@ -26,6 +30,12 @@ use crate::key::SeqNo;
 use crate::record::{self, FileId, Header, RecordType, chain_start};
 
 const CHUNK_BYTES: usize = 1 << 20;
+/// How many damaged marks in a row are passed over, and how far they may reach: a mark and what
+/// pads the unit before it, and as many again.
+const MARKS_MAX: usize = 4;
+/// The checksum of no payload.
+const EMPTY_CRC: u32 = 0;
+const MARKS_BYTES: usize = 4 * BUF_ALIGN;
 
 /// A segment to read, as the manifest describes it.
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +65,16 @@ pub(crate) struct Replayed {
     pub(crate) torn: bool,
 }
 
-/// Reads `segments` in order; commits beyond `flushed` go to `sink`.
+/// What is known of the commits before the log is read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Known {
+    /// Up to here they are in tables.
+    pub(crate) flushed: SeqNo,
+    /// Up to here they were durable.
+    pub(crate) durable: SeqNo,
+}
+
+/// Reads `segments` in order; commits that are not in tables yet go to `sink`.
 ///
 /// # Errors
 ///
@@ -65,21 +84,24 @@ pub(crate) async fn replay<S: Sink>(
     env: &Env,
     dir: &Path,
     segments: &[SegmentRef],
-    flushed: SeqNo,
+    known: Known,
     sink: &mut S,
 ) -> Result<Replayed> {
+    let flushed = known.flushed;
     let mut expected: Option<SeqNo> = None;
     let mut commits = 0;
     let mut stopped: Option<Gap> = None;
     // Where the records of the segment before end.
     let mut end: Option<(PathBuf, u64)> = None;
+    // Behind the last record.
+    let mut last: Option<(PathBuf, u64)> = None;
     for &segment in segments {
         let mut reader = Reader::open(env, dir, segment).await?;
         if let Some(gap) = &stopped {
             reader.prove_nothing(gap).await?;
             continue;
         }
-        while let Some((header, payload_at)) = reader.next_record().await? {
+        while let Some((header, payload_at)) = reader.next_or_bridge(expected, flushed).await? {
             let next = expected.unwrap_or(header.first_seqno.min(flushed + 1));
             if header.first_seqno != next {
                 reader.step_back();
@@ -101,6 +123,9 @@ pub(crate) async fn replay<S: Sink>(
         // The segment may simply end here; it has a gap if a valid header follows in it.
         let missing = expected.unwrap_or(flushed + 1);
         let here = (reader.path.clone(), reader.position());
+        if here.1 > format::HEADER_BYTES as u64 || last.is_none() {
+            last = Some(here.clone());
+        }
         // A whole record that comes too early accuses the segment before.
         let accused = end.take().filter(|_| reader.stepped_back);
         let (path, offset) = accused.unwrap_or_else(|| here.clone());
@@ -111,6 +136,14 @@ pub(crate) async fn replay<S: Sink>(
         end = Some(here);
     }
     let last_seqno = expected.map_or(flushed, |e| (e - 1).max(flushed));
+    if last_seqno < known.durable {
+        let place = stopped.map(|gap| (gap.path, gap.offset)).or(last);
+        let (path, offset) = place.unwrap_or_else(|| (dir.to_path_buf(), 0));
+        let durable = known.durable;
+        let what =
+            format!("the log ends with commit {last_seqno}, but commit {durable} was durable");
+        return Err(Error::corruption(path, offset, what));
+    }
     Ok(Replayed { last_seqno, commits, torn: stopped.is_some() })
 }
 
@@ -275,6 +308,52 @@ impl Reader {
         self.previous_chain = self.chain;
         self.chain = header.chain;
         Ok(Some((header, payload_at)))
+    }
+
+    /// The next record, past damaged marks if it must be. `expected` is the seqno that comes next;
+    /// without it, one that `flushed` covers, or the next one.
+    async fn next_or_bridge(
+        &mut self,
+        expected: Option<SeqNo>,
+        flushed: SeqNo,
+    ) -> Result<Option<(Header, usize)>> {
+        if let Some(found) = self.next_record().await? {
+            return Ok(Some(found));
+        }
+        let (start, chain) = (self.position(), self.chain);
+        self.fill(MARKS_BYTES).await?;
+        let end = self.window.len().min(self.at + MARKS_BYTES);
+        let near = self.window.get(..end).unwrap_or_default();
+        let places: Vec<u64> =
+            record::candidates(near, self.at + 1).map(|at| self.offset_of(at)).collect();
+        for place in places {
+            self.chain = chain;
+            for _ in 0..MARKS_MAX {
+                self.chain = record::chain(self.chain, EMPTY_CRC);
+                self.seek(place);
+                if let Some(found) = self.next_record().await? {
+                    let first = found.0.first_seqno;
+                    if expected.map_or(first <= flushed + 1, |expected| first == expected) {
+                        let bytes = place - start;
+                        tracing::warn!(path = %self.path.display(), start, bytes, "damaged marks");
+                        return Ok(Some(found));
+                    }
+                    self.chain = self.previous_chain;
+                }
+            }
+        }
+        self.seek(start);
+        self.chain = chain;
+        Ok(None)
+    }
+
+    /// Goes to `position`, reading anew if the window has slid past it.
+    fn seek(&mut self, position: u64) {
+        if position < self.base || position > self.base + self.window.len() as u64 {
+            self.window.clear();
+            self.base = position - position % BUF_ALIGN as u64;
+        }
+        self.at = usize::try_from(position - self.base).expect("a window fits the memory");
     }
 
     fn payload(&self, header: &Header, payload_at: usize) -> &[u8] {

@@ -12,6 +12,7 @@
 //! | 6 | flushed seqno | varint, at most once |
 //! | 7 | next file number | varint, at most once |
 //! | 8 | next run id | varint, at most once |
+//! | 9 | durable seqno | varint, at most once |
 //!
 //! Invariants:
 //! 1. The tags are frozen. A reader refuses a tag it does not know: a newer version wrote it.
@@ -34,6 +35,7 @@ const WAL_REMOVED: u64 = 5;
 const FLUSHED_SEQNO: u64 = 6;
 const NEXT_FILE: u64 = 7;
 const NEXT_RUN: u64 = 8;
+const DURABLE_SEQNO: u64 = 9;
 
 /// A WAL segment that recovery must read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +59,8 @@ pub(crate) struct VersionEdit {
     pub(crate) wals_removed: Vec<FileNumber>,
     /// Every seqno up to this one is in tables.
     pub(crate) flushed_seqno: Option<SeqNo>,
+    /// Every seqno up to this one was durable before the edit was written.
+    pub(crate) durable_seqno: Option<SeqNo>,
     /// Filled in by the version set.
     pub(crate) next_file: Option<FileNumber>,
     /// Filled in by the version set.
@@ -108,6 +112,7 @@ impl VersionEdit {
             (FLUSHED_SEQNO, self.flushed_seqno),
             (NEXT_FILE, self.next_file),
             (NEXT_RUN, self.next_run),
+            (DURABLE_SEQNO, self.durable_seqno),
         ];
         for (tag, value) in counters {
             if let Some(value) = value {
@@ -124,7 +129,7 @@ impl VersionEdit {
         let mut cursor = Cursor::new(bytes);
         while !cursor.is_empty() {
             let tag = cursor.varint().ok_or(BadEdit::Malformed)?;
-            if !(TABLE_ADDED..=NEXT_RUN).contains(&tag) {
+            if !(TABLE_ADDED..=DURABLE_SEQNO).contains(&tag) {
                 return Err(BadEdit::UnknownTag(tag));
             }
             edit.decode_item(tag, &mut cursor).ok_or(BadEdit::Malformed)?;
@@ -157,6 +162,7 @@ impl VersionEdit {
             FLUSHED_SEQNO => once(&mut self.flushed_seqno, cursor.varint()?)?,
             NEXT_FILE => once(&mut self.next_file, cursor.varint()?)?,
             NEXT_RUN => once(&mut self.next_run, cursor.varint()?)?,
+            DURABLE_SEQNO => once(&mut self.durable_seqno, cursor.varint()?)?,
             _ => return None,
         }
         Some(())

@@ -47,6 +47,8 @@ pub(crate) struct Recovered {
     pub(crate) wals: Vec<WalRef>,
     /// Every seqno up to this one is in tables.
     pub(crate) flushed_seqno: SeqNo,
+    /// Every seqno up to this one was durable.
+    pub(crate) durable_seqno: SeqNo,
 }
 
 /// The versions of one open database.
@@ -121,6 +123,7 @@ impl VersionSet {
             created,
             wals: state.wals().copied().collect(),
             flushed_seqno: state.flushed_seqno(),
+            durable_seqno: state.durable_seqno(),
         };
         // A fresh manifest at every open: whether the old one's tail is whole is never decided
         // twice, and nothing is appended to a file of another life.
@@ -167,6 +170,12 @@ impl VersionSet {
     /// Why the set is fail-stop, if it is.
     pub(crate) fn failure(&self) -> Option<Error> {
         self.failure.lock().clone()
+    }
+
+    /// The highest seqno that the manifest says was durable, or in tables.
+    pub(crate) async fn durable_seqno(&self) -> SeqNo {
+        let log = self.log.lock().await;
+        log.state.durable_seqno().max(log.state.flushed_seqno())
     }
 
     /// Makes `edit` durable, builds and installs the version after it and calls `install` with

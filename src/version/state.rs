@@ -5,7 +5,8 @@
 //! break them, which is damage):
 //! 1. The levels obey the invariants of [`super::Version`].
 //! 2. Every file number in use is below `next_file`, every run id below `next_run`.
-//! 3. `flushed_seqno`, `next_file` and `next_run` never fall.
+//! 3. `flushed_seqno`, `next_file` and `next_run` never fall. `durable_seqno` is the highest that
+//!    any edit said: edits are made side by side, and a later one may have looked earlier.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -31,6 +32,7 @@ pub(crate) struct State {
     levels: [Vec<RunMeta>; LEVELS],
     wals: BTreeMap<FileNumber, WalRef>,
     flushed_seqno: SeqNo,
+    durable_seqno: SeqNo,
     next_file: FileNumber,
     next_run: RunId,
 }
@@ -45,6 +47,7 @@ impl State {
             levels: Default::default(),
             wals: BTreeMap::new(),
             flushed_seqno: 0,
+            durable_seqno: 0,
             next_file: 1,
             next_run: 1,
         }
@@ -62,6 +65,11 @@ impl State {
     /// Every seqno up to this one is in tables.
     pub(crate) fn flushed_seqno(&self) -> SeqNo {
         self.flushed_seqno
+    }
+
+    /// Every seqno up to this one was durable: a log that ends before it is damaged.
+    pub(crate) fn durable_seqno(&self) -> SeqNo {
+        self.durable_seqno
     }
 
     /// No file has this number or a larger one.
@@ -84,6 +92,7 @@ impl State {
         let mut edit = VersionEdit {
             wals_added: self.wals.values().copied().collect(),
             flushed_seqno: Some(self.flushed_seqno),
+            durable_seqno: Some(self.durable_seqno),
             next_file: Some(self.next_file),
             next_run: Some(self.next_run),
             ..VersionEdit::default()
@@ -106,6 +115,7 @@ impl State {
         let next_file = rise("next file number", self.next_file, edit.next_file)?;
         let next_run = rise("next run id", self.next_run, edit.next_run)?;
         let flushed_seqno = rise("flushed seqno", self.flushed_seqno, edit.flushed_seqno)?;
+        let durable_seqno = edit.durable_seqno.unwrap_or(0).max(self.durable_seqno);
         let mut wals = self.wals.clone();
         for number in &edit.wals_removed {
             wals.remove(number).ok_or_else(|| format!("WAL {number} is not there to remove"))?;
@@ -116,7 +126,7 @@ impl State {
             }
         }
         let levels = regroup(self.place(edit, next_file, next_run)?);
-        let state = State { levels, wals, flushed_seqno, next_file, next_run };
+        let state = State { levels, wals, flushed_seqno, durable_seqno, next_file, next_run };
         state.check()?;
         Ok(state)
     }

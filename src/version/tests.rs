@@ -55,20 +55,20 @@ fn edit_strategy() -> impl Strategy<Value = VersionEdit> {
         proptest::collection::vec((any::<u64>(), any::<u8>(), any::<u64>()), few.clone()),
         proptest::collection::vec(wal, few.clone()),
         proptest::collection::vec(any::<u64>(), few),
-        any::<Option<u64>>(),
-        any::<Option<u64>>(),
-        any::<Option<u64>>(),
+        any::<[Option<u64>; 4]>(),
     )
-        .prop_map(|(added, removed, moved, wals, wals_removed, flushed, file, run)| {
+        .prop_map(|(added, removed, moved, wals, wals_removed, counters)| {
+            let [flushed_seqno, durable_seqno, next_file, next_run] = counters;
             VersionEdit {
                 tables_added: added,
                 tables_removed: removed,
                 tables_moved: moved,
                 wals_added: wals,
                 wals_removed,
-                flushed_seqno: flushed,
-                next_file: file,
-                next_run: run,
+                flushed_seqno,
+                durable_seqno,
+                next_file,
+                next_run,
             }
         })
 }
@@ -106,9 +106,9 @@ proptest! {
 
 #[test]
 fn unknown_tags_and_repeated_counters_are_refused() {
-    assert_eq!(VersionEdit::decode(&[9]), Err(BadEdit::UnknownTag(9)));
+    assert_eq!(VersionEdit::decode(&[10]), Err(BadEdit::UnknownTag(10)));
     assert_eq!(VersionEdit::decode(&[0]), Err(BadEdit::UnknownTag(0)));
-    assert_eq!(VersionEdit::decode(&[7, 1, 7, 1]), Err(BadEdit::Malformed));
+    assert_eq!(VersionEdit::decode(&[9, 1, 9, 1]), Err(BadEdit::Malformed));
     assert_eq!(VersionEdit::decode(&[6]), Err(BadEdit::Malformed));
     assert_eq!(VersionEdit::decode(&[]), Ok(VersionEdit::default()));
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use seerdb::{DB, Durability, ErrorKind};
 
-use crate::common::{collect, keys, kind, noise, place, plain, reopen, run, tiny};
+use crate::common::{collect, keys, kind, moment, noise, place, plain, reopen, run, tiny};
 use crate::host::{self, Mount};
 
 fn fill(db: &DB, count: u64) {
@@ -324,6 +324,44 @@ fn a_missing_file_is_corruption_that_names_it() {
                 }
             }
             host::remove_dir(&copy);
+        }
+    }
+}
+
+/// A copy that is older than the last group looks like a shorter log to the log itself.
+#[test]
+fn an_older_copy_of_the_last_segment_of_a_closed_database_is_corruption() {
+    for dropped in [false, true] {
+        for durability in [Durability::Synced, Durability::Written] {
+            let (_dir, path) = place();
+            let options = plain().durability(durability);
+            let db = run(options.open(&path)).unwrap();
+            let seqno = run(db.put("old", "old")).unwrap();
+            run(db.wait_durable(seqno)).unwrap();
+            let logs = || {
+                let names = std::fs::read_dir(&path).unwrap().map(|e| e.unwrap().path());
+                let mut logs: Vec<PathBuf> =
+                    names.filter(|p| p.extension().is_some_and(|e| e == "wal")).collect();
+                logs.sort();
+                logs
+            };
+            let active = logs().remove(0);
+            let older = std::fs::read(&active).unwrap();
+            run(db.put("new", "new")).unwrap();
+            if dropped {
+                drop(db);
+                // An open that is refused because the database exists changes nothing.
+                let refused = options.clone().error_if_exists(true);
+                while kind(run(refused.open(&path))) == ErrorKind::Locked {
+                    run(moment());
+                }
+            } else {
+                run(db.close()).unwrap();
+            }
+            std::fs::write(&active, &older).unwrap();
+            let error = run(options.open(&path)).unwrap_err();
+            assert!(error.is_corruption(), "{error}");
+            assert_eq!(error.location().unwrap().0, active);
         }
     }
 }

@@ -103,8 +103,13 @@ impl Log {
 
     /// The last seqno and whether something was dropped, or the place of the corruption.
     fn replay(&self, flushed: SeqNo) -> std::result::Result<(SeqNo, bool), (String, u64)> {
+        self.replay_known(Known { flushed, durable: 0 })
+    }
+
+    fn replay_known(&self, known: Known) -> std::result::Result<(SeqNo, bool), (String, u64)> {
+        let flushed = known.flushed;
         let mut sink = Checker { next: flushed + 1 };
-        match block_on(replay(&self.env, self.dir.path(), &self.refs, flushed, &mut sink)) {
+        match block_on(replay(&self.env, self.dir.path(), &self.refs, known, &mut sink)) {
             Ok(replayed) => {
                 assert_eq!(replayed.last_seqno + 1, sink.next, "commits came back");
                 assert_eq!(replayed.commits, replayed.last_seqno - flushed);
@@ -164,7 +169,8 @@ fn all_commits_come_back_from_where_tables_end() {
         // More in tables than in the log: the log was not synced, the tables were.
         let mut sink = Checker { next: 0 };
         let refs = &log.refs;
-        let replayed = block_on(replay(&log.env, log.dir.path(), refs, 20, &mut sink)).unwrap();
+        let known = Known { flushed: 20, durable: 20 };
+        let replayed = block_on(replay(&log.env, log.dir.path(), refs, known, &mut sink)).unwrap();
         assert_eq!((replayed.last_seqno, replayed.commits, replayed.torn), (20, 0, false));
     }
 }
@@ -243,24 +249,62 @@ fn a_segment_that_was_cut_is_damage_and_one_that_is_longer_is_not() {
     assert_eq!(log.replay(0), Ok((9, false)));
 }
 
-/// A mark that is damaged breaks the chain; what follows it is proven or not, like all else.
+/// A mark says nothing that the records behind it do not: its damage takes nothing with it.
 #[test]
-fn records_behind_a_damaged_mark_are_damage_once_they_are_marked() {
+fn damaged_marks_are_passed_over() {
     for grouped in [false, true] {
-        for marked in [false, true] {
-            let mut log = Log::new(grouped, SEGMENT_BYTES);
-            log.commit(50, 0);
-            log.mark(1);
-            log.commit(50, 1);
-            if marked {
-                log.mark(2);
+        for marks in 1..=2 {
+            for marked in [false, true] {
+                let mut log = Log::new(grouped, SEGMENT_BYTES);
+                log.commit(50, 0);
+                for _ in 0..marks {
+                    log.mark(1);
+                }
+                log.commit(50, 1);
+                if marked {
+                    log.mark(2);
+                }
+                // All that stands between the two commits.
+                let (from, to) = (log.places[0].1 + HEADER_BYTES as u64 + 50, log.places[1].1);
+                let len = usize::try_from(to - from).unwrap();
+                let old = log.poke(1, from, &vec![0; len]);
+                assert_ne!(old, vec![0; len], "the marks stand there");
+                assert_eq!(log.replay(0), Ok((2, false)), "{grouped} {marks} {marked}");
+                // Without the commit behind them they are the end.
+                log.poke(1, to, &[0; HEADER_BYTES]);
+                let expected = if marked { Err(()) } else { Ok((1, false)) };
+                assert_eq!(log.replay(0).map_err(drop), expected, "{grouped} {marks} {marked}");
             }
-            let offset = 2 * UNIT as u64;
-            let old = log.poke(1, offset, &[0; HEADER_BYTES]);
-            assert_ne!(old, [0; HEADER_BYTES], "the mark stands there");
-            let expected = if marked { Err((name(1), offset)) } else { Ok((1, true)) };
-            assert_eq!(log.replay(0), expected);
         }
+    }
+}
+
+/// A commit that was torn off must not be replaced by one that stands where a mark could.
+#[test]
+fn a_missing_commit_is_no_damaged_mark() {
+    for grouped in [false, true] {
+        let mut log = Log::new(grouped, SEGMENT_BYTES);
+        for _ in 0..3 {
+            log.commit(0, 0);
+        }
+        let (number, offset) = log.places[1];
+        log.poke(number, offset, &[0; HEADER_BYTES]);
+        assert_eq!(log.replay(0), Ok((1, true)));
+    }
+}
+
+#[test]
+fn a_log_that_ends_too_early_for_the_manifest_is_damage() {
+    for grouped in [false, true] {
+        let log = three_segments(grouped);
+        assert_eq!(log.replay_known(Known { flushed: 3, durable: 9 }), Ok((9, false)));
+        let refused = log.replay_known(Known { flushed: 3, durable: 10 });
+        assert_eq!(refused.unwrap_err().0, name(3));
+        let (number, offset) = log.places[8];
+        log.poke(number, offset, &[0; HEADER_BYTES]);
+        assert_eq!(log.replay_known(Known { flushed: 3, durable: 8 }).map(|r| r.0), Ok(8));
+        let refused = log.replay_known(Known { flushed: 3, durable: 9 });
+        assert_eq!(refused, Err((name(number), offset)));
     }
 }
 

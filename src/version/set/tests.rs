@@ -123,7 +123,10 @@ fn a_new_database_is_created_once() {
     assert_eq!(refused.err().unwrap().kind(), ErrorKind::InvalidArgument);
     assert!(bed.names().is_empty());
     let (set, recovered, _) = bed.open();
-    assert_eq!(recovered, Recovered { created: true, wals: vec![], flushed_seqno: 0 });
+    assert_eq!(
+        recovered,
+        Recovered { created: true, wals: vec![], flushed_seqno: 0, durable_seqno: 0 }
+    );
     assert_eq!(set.current().table_count(), 0);
     drop(set);
     let refused = bed.try_open(DBOptions::default().error_if_exists(true));
