@@ -297,18 +297,13 @@ impl Mailbox {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let (reply, done) = oneshot::channel();
+        let (task, done) = contained(name, future);
         let mut tasks = self.tasks.lock();
         let entry = tasks.vacant_entry();
         let listed = Listed { mailbox: Arc::clone(self), key: entry.key() };
         let wrapped = async move {
             let _listed = listed;
-            let result = AssertUnwindSafe(future).catch_unwind().await.map_err(|panic| {
-                let text = message(&*panic).to_owned();
-                tracing::error!(task = name, panic = text, "a background task panicked");
-                Panicked(text)
-            });
-            reply.send(result).ok();
+            task.await;
         };
         let mailbox = Arc::clone(self);
         let (runnable, task) = async_task::spawn(wrapped, move |r| mailbox.schedule(r));
@@ -318,6 +313,23 @@ impl Mailbox {
         runnable.schedule();
         done
     }
+}
+
+/// The task whose panic ends with it; the receiver gets its output, or the message of its panic.
+pub(crate) fn contained<F: Future>(
+    name: &'static str,
+    future: F,
+) -> (impl Future<Output = ()>, oneshot::Receiver<Result<F::Output, Panicked>>) {
+    let (reply, done) = oneshot::channel();
+    let task = async move {
+        let result = AssertUnwindSafe(future).catch_unwind().await.map_err(|panic| {
+            let text = message(&*panic).to_owned();
+            tracing::error!(task = name, panic = text, "a background task panicked");
+            Panicked(text)
+        });
+        reply.send(result).ok();
+    };
+    (task, done)
 }
 
 /// Takes a task off the list of its lane when its future is dropped.
