@@ -243,6 +243,16 @@ macro_rules! real_or {
 }
 
 impl File {
+    /// The file as a real backend sees it.
+    #[cfg(all(test, target_os = "linux", not(seerdb_no_uring)))]
+    pub(crate) fn system(&self) -> Option<&Arc<FileInner>> {
+        match &self.opened {
+            Opened::System(inner) => Some(inner),
+            #[cfg(feature = "sim")]
+            Opened::Sim(_) => None,
+        }
+    }
+
     #[cfg(feature = "sim")]
     pub(crate) fn simulated(file: Arc<dyn SimFile>) -> File {
         File { opened: Opened::Sim(file) }

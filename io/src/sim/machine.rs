@@ -209,6 +209,10 @@ impl State {
 
     fn submit(&mut self, request: Request) -> Submitted {
         let Request { life, env, action, path, offset, buf, patience } = request;
+        if self.ending.is_some() {
+            // The task that polls does not know yet that its process is dead.
+            return Submitted::Never;
+        }
         if let Some(refusal) = self.refusal(life, env) {
             return Submitted::Ready(Err(refusal), buf);
         }
