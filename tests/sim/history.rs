@@ -158,7 +158,8 @@ impl Machine {
             self.lives += 1;
             if self.chance.one_in(3) {
                 let at = self.sim.ops_submitted() + 1 + self.chance.below(60);
-                let end = if self.chance.one_in(4) { LifeEnd::Kill } else { LifeEnd::PowerCut(None) };
+                let end =
+                    if self.chance.one_in(4) { LifeEnd::Kill } else { LifeEnd::PowerCut(None) };
                 self.sim.cut_at_op(at, Moment::Middle, end);
             }
             let keys: Vec<Vec<u8>> = self.book.borrow().keys.keys().cloned().collect();

@@ -96,10 +96,7 @@ pub(super) fn resolve(disk: &mut Disk, cut: Cut, rules: CrashRules, chance: &mut
 }
 
 /// Names whose removal was kept while the operation also linked elsewhere.
-fn lost_sources(
-    disk: &Disk,
-    linked: &[(u64, bool)],
-) -> Vec<(Ino, std::ffi::OsString, Ino, u64)> {
+fn lost_sources(disk: &Disk, linked: &[(u64, bool)]) -> Vec<(Ino, std::ffi::OsString, Ino, u64)> {
     let mut lost = Vec::new();
     for (at, node) in &disk.nodes {
         let Node::Dir(dir) = &**node else { continue };

@@ -25,7 +25,10 @@ pub(super) const ROOT: Ino = 1;
 /// A change of a file that is not durable yet.
 #[derive(Debug, Clone)]
 pub(super) enum Change {
-    Write { offset: u64, data: Arc<[u8]> },
+    Write {
+        offset: u64,
+        data: Arc<[u8]>,
+    },
     SetLen(u64),
     /// Extends the file, but never cuts it.
     Grow(u64),

@@ -11,9 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::chance::Chance;
-use super::errno::{
-    EACCES, EDQUOT, EFBIG, EIO, EMFILE, ENFILE, ENOENT, ENOMEM, ENOSPC, EROFS,
-};
+use super::errno::{EACCES, EDQUOT, EFBIG, EIO, EMFILE, ENFILE, ENOENT, ENOMEM, ENOSPC, EROFS};
 use super::trace::{Injected, OpKind};
 
 /// Rates of faults, each per million operations that it may strike; all 0 by default.

@@ -227,7 +227,12 @@ impl Shared {
     }
 
     /// An operation that happens before the call returns.
-    fn at_once(&self, action: Action, offset: u64, buf: AlignedBuf) -> (io::Result<usize>, AlignedBuf) {
+    fn at_once(
+        &self,
+        action: Action,
+        offset: u64,
+        buf: AlignedBuf,
+    ) -> (io::Result<usize>, AlignedBuf) {
         let request = self.keeper.request(action, &self.path);
         let request = Request { offset, buf, patience: Patience::AtOnce, ..request };
         match self.keeper.machine.submit(request) {

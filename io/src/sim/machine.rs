@@ -25,7 +25,7 @@ use super::effect::{self, Action, Answer, FileRef, Slot};
 use super::errno::{EIO, error};
 use super::faults::{Planner, Target};
 use super::trace::{Entry, OpKind, Trace};
-use super::{Options, LifeEnd, Moment, OpEvent, Phase};
+use super::{LifeEnd, Moment, OpEvent, Options, Phase};
 use crate::buf::AlignedBuf;
 
 /// The lock around everything.
@@ -509,7 +509,11 @@ impl Machine {
     }
 
     /// The answer of an operation in flight, or the waker to wake is noted.
-    pub(super) fn poll(&self, number: u64, waker: &Waker) -> Poll<(io::Result<Answer>, AlignedBuf)> {
+    pub(super) fn poll(
+        &self,
+        number: u64,
+        waker: &Waker,
+    ) -> Poll<(io::Result<Answer>, AlignedBuf)> {
         let mut state = self.state.lock();
         let Some(slot) = state.ops.get_mut(&number) else {
             let ended = io::Error::other("the simulated process has ended");
