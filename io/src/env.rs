@@ -197,15 +197,16 @@ impl Env {
     ///
     /// Dropping the future changes nothing but that nobody waits.
     pub fn shutdown(self) -> Shutdown {
-        let handle = match &self.inner.keeper {
-            Keeper::System(handle) => handle,
+        match &self.inner.keeper {
+            Keeper::System(handle) => {
+                let system = handle.system();
+                let ended = system.shared.threads.all_ended();
+                system.close(true);
+                Shutdown { ended }
+            }
             #[cfg(feature = "sim")]
-            Keeper::Sim(sim) => return Shutdown { ended: sim.shutdown() },
-        };
-        let system = handle.system();
-        let ended = system.shared.threads.all_ended();
-        system.close(true);
-        Shutdown { ended }
+            Keeper::Sim(sim) => Shutdown { ended: sim.shutdown() },
+        }
     }
 }
 

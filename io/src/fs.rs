@@ -98,13 +98,13 @@ pub(crate) trait SimFs: Send + Sync {
 
 /// The handle of a real file system, or the answer of a simulated one.
 macro_rules! system_or {
-    ($served:expr, $sim:ident => $simulated:expr) => {
+    ($served:expr, $sim:ident => $simulated:expr) => {{
         match $served {
             Served::System(handle) => handle,
             #[cfg(feature = "sim")]
             Served::Sim($sim) => return $simulated,
         }
-    };
+    }};
 }
 
 impl Fs {
@@ -233,13 +233,13 @@ pub(crate) trait SimFile: Send + Sync {
 
 /// The real open file, or the answer of a simulated one.
 macro_rules! real_or {
-    ($opened:expr, $sim:ident => $simulated:expr) => {
+    ($opened:expr, $sim:ident => $simulated:expr) => {{
         match $opened {
             Opened::System(inner) => inner,
             #[cfg(feature = "sim")]
             Opened::Sim($sim) => return $simulated,
         }
-    };
+    }};
 }
 
 impl File {

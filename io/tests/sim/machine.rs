@@ -153,7 +153,6 @@ fn a_crash_image_of_a_small_database_is_cheap() {
         file.write_at(buf(&[9; 4096]), 0).await.0.unwrap();
     })
     .unwrap();
-    #[expect(clippy::disallowed_types, reason = "it measures")]
     let start = Instant::now();
     for i in 0..2000 {
         drop(sim.crash_clone(Cut::Mixed, i));

@@ -4,6 +4,7 @@
 //! and no other.
 #![cfg(feature = "sim")]
 #![expect(
+    clippy::disallowed_types,
     clippy::unwrap_used,
     clippy::indexing_slicing,
     reason = "tests look at the machine from outside, and a panic is how they fail"
