@@ -1,11 +1,13 @@
 //! The environment: everything an engine uses that is not deterministic, injected once at open.
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::FutureExt;
 use futures::channel::oneshot;
 use parking_lot::Mutex;
 
@@ -267,7 +269,7 @@ impl Spawner {
             Lanes::System(system) => Task { done: system.lane(lane).spawn(name, future) },
             #[cfg(feature = "sim")]
             Lanes::Sim(lanes) => {
-                let (task, done) = crate::lane::contained(name, future);
+                let (task, done) = contained(name, future);
                 lanes.spawn(name, Box::pin(task));
                 Task { done }
             }
@@ -286,6 +288,29 @@ impl std::fmt::Display for Panicked {
 }
 
 impl std::error::Error for Panicked {}
+
+/// The text of a panic.
+pub(crate) fn message(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&'static str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
+
+/// The task whose panic ends with it; the receiver gets its output, or the message of its panic.
+pub(crate) fn contained<F: Future>(
+    name: &'static str,
+    future: F,
+) -> (impl Future<Output = ()>, oneshot::Receiver<std::result::Result<F::Output, Panicked>>) {
+    let (reply, done) = oneshot::channel();
+    let task = async move {
+        let result = AssertUnwindSafe(future).catch_unwind().await.map_err(|panic| {
+            let text = message(&*panic).to_owned();
+            tracing::error!(task = name, panic = text, "a background task panicked");
+            Panicked(text)
+        });
+        reply.send(result).ok();
+    };
+    (task, done)
+}
 
 /// A running task; resolves to its output, or to [`Panicked`].
 pub struct Task<T> {

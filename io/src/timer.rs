@@ -1,7 +1,8 @@
 //! Clocks and timers: ordered queues of wakers, served by a lane or by one thread of their own.
 //!
 //! Invariants:
-//! 1. A queue is ordered by deadline; an entry lives exactly as long as its [`SystemSleep`] waits in it.
+//! 1. A queue is ordered by deadline; an entry lives exactly as long as its [`SystemSleep`] waits
+//!    in it.
 //! 2. A sleep that is polled on a lane with a queue of its own is registered there, and that lane
 //!    ends its waits at the earliest deadline. Every other sleep is in the common queue, whose
 //!    thread waits on a condition until the earliest deadline. Nothing polls.
