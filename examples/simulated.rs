@@ -7,6 +7,8 @@
 //!
 //! Run it with `cargo run --release --example simulated --features sim`.
 
+#![expect(clippy::print_stdout, reason = "it reports to a person")]
+
 use std::cell::Cell;
 
 use seerdb::sim::{Chance, LifeEnd, Moment, Options, Outcome, Sim};

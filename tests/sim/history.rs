@@ -74,6 +74,7 @@ impl Machine {
             .wal_segment_bytes(pick(&mut chance, &[16 << 10, 32 << 10]))
             .block_bytes(pick(&mut chance, &[64, 512, 4096]))
             .table_bytes(pick(&mut chance, &[1 << 10, 8 << 10]))
+            .cache_bytes(if rules.large { 24 << 10 } else { 256 << 10 })
             .durability(*chance.pick(&durability).unwrap());
         let sim = Sim::new(seed, Options { trace: traced(), ..Options::default() });
         let book = Rc::default();
@@ -206,13 +207,11 @@ async fn client(db: DB, id: u64, mut chance: Chance, count: u64, book: Rc<RefCel
             db.put(&key, value(number, &key, len)).durability(durability).await
         };
         let Ok(seqno) = written else { return };
-        let mut guard = book.borrow_mut();
-        guard.keys.get_mut(&key).unwrap().last_mut().unwrap().seqno = Some(seqno);
-        drop(guard);
+        book.borrow_mut().keys.get_mut(&key).unwrap().last_mut().unwrap().seqno = Some(seqno);
         if chance.one_in(30) && db.flush().await.is_err() {
             return;
         }
-        if chance.one_in(10) && db.get(&key).await.is_err() {
+        if chance.one_in(3) && db.get(&key).await.is_err() {
             return;
         }
     }
