@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::hash::Hash;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::sync::Arc;
 
 use futures::FutureExt;
@@ -39,13 +39,38 @@ impl<K, V: Weigh> quick_cache::Weighter<K, V> for Weights {
     }
 }
 
+/// Hashes keys: a few numbers that nobody outside chooses. The same keys have the same hash in
+/// every process, so that the same accesses evict the same values, in a simulation above all.
+#[derive(Default)]
+struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for part in bytes.chunks(8) {
+            let word = part.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+            self.write_u64(word);
+        }
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = (self.0.rotate_left(25) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+
+    fn finish(&self) -> u64 {
+        let mixed = (self.0 ^ (self.0 >> 32)).wrapping_mul(0xD6E8_FEB8_6659_FD93);
+        mixed ^ (mixed >> 32)
+    }
+}
+
+type Hashes = BuildHasherDefault<KeyHasher>;
+
 /// The cache; see the invariants of the module.
 pub(crate) struct ByteCache<K, V: Clone> {
     state: Arc<State<K, V>>,
 }
 
 struct State<K, V: Clone> {
-    cache: quick_cache::sync::Cache<K, V, Weights>,
+    cache: quick_cache::sync::Cache<K, V, Weights, Hashes>,
     loads: Mutex<Loads<K, V>>,
 }
 
@@ -64,10 +89,12 @@ where
 {
     /// An empty cache for `capacity` bytes.
     pub(crate) fn new(capacity: usize) -> Self {
-        let cache = quick_cache::sync::Cache::with_weighter(
+        let cache = quick_cache::sync::Cache::with(
             (capacity / VALUE_BYTES_GUESS).max(1),
             capacity as u64,
             Weights,
+            Hashes::default(),
+            quick_cache::sync::DefaultLifecycle::default(),
         );
         let loads = Mutex::new(Loads { next: 0, running: HashMap::new() });
         ByteCache { state: Arc::new(State { cache, loads }) }

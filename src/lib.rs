@@ -163,6 +163,8 @@ pub use error::{Error, ErrorKind, Result};
 pub use key::{BATCH_BYTES_MAX, BATCH_OPS_MAX, KEY_BYTES_MAX, SEQNO_MAX, SeqNo, VALUE_BYTES_MAX};
 pub use options::{Compression, DBOptions, Durability};
 pub use range::KeyRange;
+#[cfg(feature = "sim")]
+pub use seerdb_io::sim;
 pub use seerdb_io::{Backend, Env, EnvOptions, IoBackend};
 
 /// jemalloc, for a program to install as its allocator; the library itself never installs one.

@@ -1,18 +1,20 @@
 //! The environment: everything an engine uses that is not deterministic, injected once at open.
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::FutureExt;
 use futures::channel::oneshot;
 use parking_lot::Mutex;
 
 use crate::error::Result;
 use crate::fs::Fs;
 use crate::system::{Handle, System};
-use crate::timer::Timers;
+use crate::timer::Time;
 
 pub use crate::timer::Sleep;
 
@@ -42,6 +44,12 @@ pub enum IoBackend {
         /// Why not io_uring: asked for, not compiled in, or what the kernel said.
         reason: String,
     },
+    /// A simulated machine.
+    #[cfg(feature = "sim")]
+    Sim {
+        /// The seed from which all its chance comes.
+        seed: u64,
+    },
 }
 
 impl std::fmt::Display for IoBackend {
@@ -49,6 +57,8 @@ impl std::fmt::Display for IoBackend {
         match self {
             IoBackend::Uring { features } => write!(f, "io_uring ({})", features.join(", ")),
             IoBackend::Portable { reason } => write!(f, "portable ({reason})"),
+            #[cfg(feature = "sim")]
+            IoBackend::Sim { seed } => write!(f, "simulated (seed {seed})"),
         }
     }
 }
@@ -69,7 +79,7 @@ pub struct Env {
 }
 
 struct Inner {
-    handle: Arc<Handle>,
+    keeper: Keeper,
     fs: Fs,
     clock: Clock,
     rng: Rng,
@@ -77,7 +87,51 @@ struct Inner {
     backend: IoBackend,
 }
 
+/// Keeps the backend of an environment alive.
+enum Keeper {
+    System(Arc<Handle>),
+    #[cfg(feature = "sim")]
+    Sim(Arc<dyn SimEnv>),
+}
+
+/// The environment of a process on a simulated machine.
+#[cfg(feature = "sim")]
+pub(crate) trait SimEnv: Send + Sync {
+    fn in_flight(&self) -> usize;
+    fn shutdown(&self) -> oneshot::Receiver<()>;
+}
+
+/// The lanes of a process on a simulated machine.
+#[cfg(feature = "sim")]
+pub(crate) trait SimLanes: Send + Sync {
+    fn spawn(&self, name: &'static str, task: futures::future::BoxFuture<'static, ()>);
+}
+
+/// What a simulated machine gives a process.
+#[cfg(feature = "sim")]
+pub(crate) struct Parts {
+    pub(crate) keeper: Arc<dyn SimEnv>,
+    pub(crate) fs: Fs,
+    pub(crate) clock: Arc<dyn crate::timer::SimClock>,
+    pub(crate) lanes: Arc<dyn SimLanes>,
+    /// The seed of the machine, and that of this process's numbers.
+    pub(crate) seeds: (u64, u64),
+}
+
 impl Env {
+    #[cfg(feature = "sim")]
+    pub(crate) fn simulated(parts: Parts) -> Env {
+        let inner = Inner {
+            keeper: Keeper::Sim(parts.keeper),
+            fs: parts.fs,
+            clock: Clock { time: Time::Sim(parts.clock) },
+            rng: Rng { state: Arc::new(Mutex::new(parts.seeds.1)) },
+            spawner: Spawner { lanes: Lanes::Sim(parts.lanes) },
+            backend: IoBackend::Sim { seed: parts.seeds.0 },
+        };
+        Env { inner: Arc::new(inner) }
+    }
+
     /// Starts the backend that `options` asks for.
     ///
     /// # Errors
@@ -88,11 +142,11 @@ impl Env {
         let system = handle.system();
         let inner = Inner {
             fs: Fs::new(Arc::clone(&handle)),
-            clock: Clock { timers: Arc::clone(&system.shared.timers) },
+            clock: Clock { time: Time::System(Arc::clone(&system.shared.timers)) },
             rng: Rng { state: Arc::new(Mutex::new(seed())) },
-            spawner: Spawner { system: Arc::clone(system) },
+            spawner: Spawner { lanes: Lanes::System(Arc::clone(system)) },
             backend,
-            handle,
+            keeper: Keeper::System(handle),
         };
         Ok(Env { inner: Arc::new(inner) })
     }
@@ -125,7 +179,11 @@ impl Env {
     /// The number of reads, writes and syncs that were started and have not ended, whether or not
     /// somebody still waits for them.
     pub fn in_flight(&self) -> usize {
-        self.inner.handle.system().shared.in_flight()
+        match &self.inner.keeper {
+            Keeper::System(handle) => handle.system().shared.in_flight(),
+            #[cfg(feature = "sim")]
+            Keeper::Sim(sim) => sim.in_flight(),
+        }
     }
 
     /// Ends the threads of the environment, whatever other handles there are, and resolves when
@@ -141,10 +199,16 @@ impl Env {
     ///
     /// Dropping the future changes nothing but that nobody waits.
     pub fn shutdown(self) -> Shutdown {
-        let system = self.inner.handle.system();
-        let ended = system.shared.threads.all_ended();
-        system.close(true);
-        Shutdown { ended }
+        match &self.inner.keeper {
+            Keeper::System(handle) => {
+                let system = handle.system();
+                let ended = system.shared.threads.all_ended();
+                system.close(true);
+                Shutdown { ended }
+            }
+            #[cfg(feature = "sim")]
+            Keeper::Sim(sim) => Shutdown { ended: sim.shutdown() },
+        }
     }
 }
 
@@ -183,7 +247,15 @@ pub enum Lane {
 /// Starts tasks on the lanes.
 #[derive(Clone)]
 pub struct Spawner {
-    pub(crate) system: Arc<System>,
+    lanes: Lanes,
+}
+
+/// Who runs the tasks.
+#[derive(Clone)]
+enum Lanes {
+    System(Arc<System>),
+    #[cfg(feature = "sim")]
+    Sim(Arc<dyn SimLanes>),
 }
 
 impl Spawner {
@@ -193,7 +265,15 @@ impl Spawner {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        Task { done: self.system.lane(lane).spawn(name, future) }
+        match &self.lanes {
+            Lanes::System(system) => Task { done: system.lane(lane).spawn(name, future) },
+            #[cfg(feature = "sim")]
+            Lanes::Sim(lanes) => {
+                let (task, done) = contained(name, future);
+                lanes.spawn(name, Box::pin(task));
+                Task { done }
+            }
+        }
     }
 }
 
@@ -208,6 +288,29 @@ impl std::fmt::Display for Panicked {
 }
 
 impl std::error::Error for Panicked {}
+
+/// The text of a panic.
+pub(crate) fn message(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&'static str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
+
+/// The task whose panic ends with it; the receiver gets its output, or the message of its panic.
+pub(crate) fn contained<F: Future>(
+    name: &'static str,
+    future: F,
+) -> (impl Future<Output = ()>, oneshot::Receiver<std::result::Result<F::Output, Panicked>>) {
+    let (reply, done) = oneshot::channel();
+    let task = async move {
+        let result = AssertUnwindSafe(future).catch_unwind().await.map_err(|panic| {
+            let text = message(&*panic).to_owned();
+            tracing::error!(task = name, panic = text, "a background task panicked");
+            Panicked(text)
+        });
+        reply.send(result).ok();
+    };
+    (task, done)
+}
 
 /// A running task; resolves to its output, or to [`Panicked`].
 pub struct Task<T> {
@@ -227,23 +330,23 @@ impl<T> Future for Task<T> {
 /// Monotonic and wall time, and timers.
 #[derive(Clone)]
 pub struct Clock {
-    pub(crate) timers: Arc<Timers>,
+    time: Time,
 }
 
 impl Clock {
     /// Time since an arbitrary fixed point; never goes back.
     pub fn now(&self) -> Duration {
-        self.timers.now()
+        self.time.now()
     }
 
     /// Time since 1970, by the system's wall clock; may jump both ways.
     pub fn unix_time(&self) -> Duration {
-        self.timers.unix_time()
+        self.time.unix_time()
     }
 
     /// Resolves after `duration`; any executor may poll it.
     pub fn sleep(&self, duration: Duration) -> Sleep {
-        Sleep::new(&self.timers, duration)
+        self.time.sleep(duration)
     }
 }
 

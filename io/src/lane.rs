@@ -22,13 +22,12 @@ use std::time::Duration;
 
 use async_task::Runnable;
 use crossbeam_queue::SegQueue;
-use futures::FutureExt;
 use futures::channel::oneshot;
 use parking_lot::Mutex;
 use slab::Slab;
 
 use crate::armed::Armed;
-use crate::env::{Lane, Panicked};
+use crate::env::{Lane, Panicked, contained, message};
 use crate::fs::Class;
 use crate::op::Call;
 use crate::timer::{TimerQueue, Timers};
@@ -43,12 +42,6 @@ pub(crate) fn guarded<R>(what: &str, run: impl FnOnce() -> R) -> Option<R> {
             None
         }
     }
-}
-
-/// The text of a panic.
-pub(crate) fn message(panic: &(dyn std::any::Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&'static str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
 /// How to wake the thread of a mailbox.
@@ -297,18 +290,13 @@ impl Mailbox {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let (reply, done) = oneshot::channel();
+        let (task, done) = contained(name, future);
         let mut tasks = self.tasks.lock();
         let entry = tasks.vacant_entry();
         let listed = Listed { mailbox: Arc::clone(self), key: entry.key() };
         let wrapped = async move {
             let _listed = listed;
-            let result = AssertUnwindSafe(future).catch_unwind().await.map_err(|panic| {
-                let text = message(&*panic).to_owned();
-                tracing::error!(task = name, panic = text, "a background task panicked");
-                Panicked(text)
-            });
-            reply.send(result).ok();
+            task.await;
         };
         let mailbox = Arc::clone(self);
         let (runnable, task) = async_task::spawn(wrapped, move |r| mailbox.schedule(r));

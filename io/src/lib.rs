@@ -30,6 +30,8 @@ mod fs;
 mod lane;
 mod op;
 mod pool;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod sys;
 mod system;
 mod threads;

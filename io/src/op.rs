@@ -40,6 +40,8 @@ enum State<T> {
     Call(Call, Arc<Handle>, oneshot::Receiver<T>, Lost<T>),
     Moving(oneshot::Receiver<BufResult>, Lost<BufResult>, fn(BufResult) -> T),
     Calling(oneshot::Receiver<T>, Lost<T>),
+    #[cfg(feature = "sim")]
+    Sim(futures::future::BoxFuture<'static, T>),
     Done,
 }
 
@@ -93,6 +95,12 @@ impl<T: Send + 'static> Op<Result<T>> {
 }
 
 impl<T> Op<T> {
+    /// An operation of a simulated machine.
+    #[cfg(feature = "sim")]
+    pub(crate) fn simulated(operation: impl Future<Output = T> + Send + 'static) -> Self {
+        Op { state: State::Sim(Box::pin(operation)) }
+    }
+
     fn start(&mut self) {
         self.state = match std::mem::replace(&mut self.state, State::Done) {
             State::Call(call, handle, answer, lost) => {
@@ -134,6 +142,8 @@ impl<T> Future for Op<T> {
             State::Calling(answer, lost) => {
                 Pin::new(answer).poll(cx).map(|r| r.unwrap_or_else(|_| lost.answer()))
             }
+            #[cfg(feature = "sim")]
+            State::Sim(operation) => operation.as_mut().poll(cx),
             _ => panic!("a file operation was polled after it had resolved"),
         };
         if answer.is_ready() {

@@ -1,7 +1,8 @@
 //! Clocks and timers: ordered queues of wakers, served by a lane or by one thread of their own.
 //!
 //! Invariants:
-//! 1. A queue is ordered by deadline; an entry lives exactly as long as its [`Sleep`] waits in it.
+//! 1. A queue is ordered by deadline; an entry lives exactly as long as its [`SystemSleep`] waits
+//!    in it.
 //! 2. A sleep that is polled on a lane with a queue of its own is registered there, and that lane
 //!    ends its waits at the earliest deadline. Every other sleep is in the common queue, whose
 //!    thread waits on a condition until the earliest deadline. Nothing polls.
@@ -174,20 +175,115 @@ impl Timers {
     }
 }
 
+/// The clock of a simulated machine.
+#[cfg(feature = "sim")]
+pub(crate) trait SimClock: Send + Sync {
+    fn now(&self) -> Duration;
+    fn unix_time(&self) -> Duration;
+    /// Wakes at `deadline`; none when it has come already. `entry` is an earlier answer.
+    fn wait(&self, deadline: Duration, entry: Option<u64>, waker: &Waker) -> Option<u64>;
+    fn forget(&self, deadline: Duration, entry: u64);
+}
+
+/// Where time comes from.
+#[derive(Clone)]
+pub(crate) enum Time {
+    System(Arc<Timers>),
+    #[cfg(feature = "sim")]
+    Sim(Arc<dyn SimClock>),
+}
+
+impl Time {
+    pub(crate) fn now(&self) -> Duration {
+        match self {
+            Time::System(timers) => timers.now(),
+            #[cfg(feature = "sim")]
+            Time::Sim(clock) => clock.now(),
+        }
+    }
+
+    pub(crate) fn unix_time(&self) -> Duration {
+        match self {
+            Time::System(timers) => timers.unix_time(),
+            #[cfg(feature = "sim")]
+            Time::Sim(clock) => clock.unix_time(),
+        }
+    }
+
+    pub(crate) fn sleep(&self, duration: Duration) -> Sleep {
+        let deadline = self.now().saturating_add(duration);
+        let wait = match self {
+            Time::System(timers) => {
+                Wait::System(SystemSleep { timers: Arc::clone(timers), deadline, entry: None })
+            }
+            #[cfg(feature = "sim")]
+            Time::Sim(clock) => {
+                Wait::Sim(SimSleep { clock: Arc::clone(clock), deadline, entry: None })
+            }
+        };
+        Sleep { wait }
+    }
+}
+
 /// The future of [`crate::Clock::sleep`].
 #[must_use = "a sleep does nothing unless polled"]
 pub struct Sleep {
+    wait: Wait,
+}
+
+enum Wait {
+    System(SystemSleep),
+    #[cfg(feature = "sim")]
+    Sim(SimSleep),
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.wait {
+            Wait::System(sleep) => Pin::new(sleep).poll(cx),
+            #[cfg(feature = "sim")]
+            Wait::Sim(sleep) => Pin::new(sleep).poll(cx),
+        }
+    }
+}
+
+/// A sleep by the clock of a simulated machine.
+#[cfg(feature = "sim")]
+struct SimSleep {
+    clock: Arc<dyn SimClock>,
+    deadline: Duration,
+    entry: Option<u64>,
+}
+
+#[cfg(feature = "sim")]
+impl Future for SimSleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.entry = self.clock.wait(self.deadline, self.entry, cx.waker());
+        if self.entry.is_some() { Poll::Pending } else { Poll::Ready(()) }
+    }
+}
+
+#[cfg(feature = "sim")]
+impl Drop for SimSleep {
+    fn drop(&mut self) {
+        if let Some(entry) = self.entry {
+            self.clock.forget(self.deadline, entry);
+        }
+    }
+}
+
+/// A sleep by the system's clock.
+struct SystemSleep {
     timers: Arc<Timers>,
     deadline: Duration,
     entry: Option<(Arc<TimerQueue>, Key)>,
 }
 
-impl Sleep {
-    pub(crate) fn new(timers: &Arc<Timers>, duration: Duration) -> Sleep {
-        let deadline = timers.now().saturating_add(duration);
-        Sleep { timers: Arc::clone(timers), deadline, entry: None }
-    }
-
+impl SystemSleep {
     fn leave(&mut self) {
         if let Some((queue, key)) = self.entry.take() {
             queue.remove(&key);
@@ -214,7 +310,7 @@ impl Sleep {
     }
 }
 
-impl Future for Sleep {
+impl Future for SystemSleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -232,7 +328,7 @@ impl Future for Sleep {
     }
 }
 
-impl Drop for Sleep {
+impl Drop for SystemSleep {
     fn drop(&mut self) {
         self.leave();
     }

@@ -118,7 +118,7 @@ fn run(runtime: &tokio_uring::Runtime, mailbox: &Arc<Mailbox>, lane: Lane, share
     lane::enter(mailbox, lane, Local::TokioUring(queue.clone()));
     let main = std::future::poll_fn(|cx| turn(mailbox, &queue, cx));
     if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(main))) {
-        shared.fail(&format!("tokio-uring panicked: {}", lane::message(&*panic)));
+        shared.fail(&format!("tokio-uring panicked: {}", crate::env::message(&*panic)));
     }
 }
 

@@ -64,7 +64,7 @@ fn run(mut ring: Ring, mailbox: &Mailbox, shared: &Shared) {
     let reason = match std::panic::catch_unwind(served) {
         Ok(Ok(())) => return,
         Ok(Err(reason)) => reason,
-        Err(panic) => format!("its thread panicked: {}", lane::message(&*panic)),
+        Err(panic) => format!("its thread panicked: {}", crate::env::message(&*panic)),
     };
     shared.fail(&reason);
     ring.abandon(&reason);

@@ -106,6 +106,8 @@ fn number(key: usize, generation: u32) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use futures::channel::oneshot::Receiver;
     use futures::executor::block_on;
 
@@ -117,7 +119,7 @@ mod tests {
         let options = OpenOptions::default();
         let file = block_on(env.fs().open("/proc/self/exe", options)).unwrap();
         let buf = AlignedBuf::zeroed(100);
-        Request::new(Transfer::new(Kind::Read, file.inner, buf, 0))
+        Request::new(Transfer::new(Kind::Read, Arc::clone(file.system().unwrap()), buf, 0))
     }
 
     fn env() -> Env {

@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use futures::executor::block_on;
-use seerdb_io::{AlignedBuf, Backend, BufResult, Class, Env, EnvOptions, Lane, Op};
+use seerdb_io::{AlignedBuf, BufResult, Class, Lane, Op};
 
 use crate::lanes::LANES;
-use crate::{Bed, CLASSES, buf, creator, direct, eventually, pattern, read, reader, writer};
+use crate::{
+    Bed, CLASSES, block_on, buf, creator, direct, eventually, pattern, pause, read, reader, writer,
+};
 
 crate::for_each_backend!(
     an_unpolled_operation_does_nothing,
@@ -129,26 +130,11 @@ fn leaked_futures_are_harmless(bed: &Bed) {
     bed.settle();
 }
 
-/// The descriptors of this process that lead into `dir`.
-fn open_files(dir: &std::path::Path) -> usize {
-    let Ok(fds) = std::fs::read_dir("/proc/self/fd") else { return 0 };
-    fds.filter(|fd| {
-        let path = std::fs::read_link(fd.as_ref().unwrap().path());
-        path.is_ok_and(|path| path.starts_with(dir))
-    })
-    .count()
-}
-
-fn another(bed: &Bed) -> Env {
-    let backend = if bed.is_uring() { Backend::Uring } else { Backend::Portable };
-    Env::new(&EnvOptions { backend }).unwrap()
-}
-
 fn everything_dropped_in_flight(bed: &Bed) {
     let bytes = pattern(1 << 20, 4);
-    std::fs::write(bed.path("f"), &bytes).unwrap();
+    bed.plant("f", &bytes);
     for _ in 0..10 {
-        let env = another(bed);
+        let env = bed.another();
         let mut ops = Vec::new();
         for class in CLASSES {
             let open = env.fs().open(bed.path("f"), direct(writer(class)));
@@ -165,13 +151,13 @@ fn everything_dropped_in_flight(bed: &Bed) {
         drop(env);
         drop(ops);
     }
-    eventually("files stay open", || open_files(bed.dir.path()) == 0);
-    assert!(std::fs::read(bed.path("f")).unwrap() == bytes);
+    eventually("files stay open", || bed.open_files() == 0);
+    assert!(bed.bytes("f") == bytes);
 }
 
 fn the_last_handle_may_be_dropped_on_a_lane(bed: &Bed) {
     for lane in LANES {
-        let env = another(bed);
+        let env = bed.another();
         let file = block_on(env.fs().open(bed.path(&format!("{lane:?}")), creator(Class::Log)));
         let spawner = env.spawner().clone();
         let (go, gone) = futures::channel::oneshot::channel::<()>();
@@ -187,7 +173,7 @@ fn the_last_handle_may_be_dropped_on_a_lane(bed: &Bed) {
             block_on(spawner.spawn(lane, "late", async {})).is_err()
         });
     }
-    eventually("files stay open", || open_files(bed.dir.path()) == 0);
+    eventually("files stay open", || bed.open_files() == 0);
 }
 
 /// The memory of a thread that lives on is what this flag stands for.
@@ -201,7 +187,7 @@ impl Drop for Flag {
 
 fn threads_end_with_the_last_handle(bed: &Bed) {
     let dropped = Arc::new(AtomicUsize::new(0));
-    let env = another(bed);
+    let env = bed.another();
     for lane in LANES {
         let flag = Flag(Arc::clone(&dropped));
         // Never woken, and with no handle of its own.
@@ -222,7 +208,7 @@ fn threads_end_with_the_last_handle(bed: &Bed) {
 
 fn queued_tasks_run_before_the_end(bed: &Bed) {
     for _ in 0..50 {
-        let env = another(bed);
+        let env = bed.another();
         let tasks: Vec<_> =
             LANES.map(|lane| env.spawner().spawn(lane, "test", async { 5 })).into_iter().collect();
         drop(env);
@@ -234,9 +220,9 @@ fn queued_tasks_run_before_the_end(bed: &Bed) {
 
 fn shutdown_waits_for_the_kernel(bed: &Bed) {
     let bytes = pattern(1 << 20, 5);
-    std::fs::write(bed.path("f"), &bytes).unwrap();
+    bed.plant("f", &bytes);
     for class in CLASSES {
-        let env = another(bed);
+        let env = bed.another();
         let file = block_on(env.fs().open(bed.path("f"), direct(reader(class)))).unwrap();
         let mut ops: Vec<_> =
             (0..256).map(|i| file.read_at(AlignedBuf::zeroed(4096), i * 4096)).collect();
@@ -254,7 +240,7 @@ fn shutdown_waits_for_the_kernel(bed: &Bed) {
 }
 
 fn shutdown_drops_the_tasks_of_the_lanes(bed: &Bed) {
-    let env = another(bed);
+    let env = bed.another();
     let dropped = Arc::new(AtomicUsize::new(0));
     let mut tasks = Vec::new();
     for lane in LANES {
@@ -279,7 +265,7 @@ fn shutdown_drops_the_tasks_of_the_lanes(bed: &Bed) {
             }));
         }
     }
-    std::thread::sleep(Duration::from_millis(5));
+    pause(5);
     block_on(env.shutdown());
     assert_eq!(dropped.load(Ordering::SeqCst), 9);
     for task in tasks {
@@ -290,7 +276,7 @@ fn shutdown_drops_the_tasks_of_the_lanes(bed: &Bed) {
 /// Whoever shuts down from a lane is dropped with the lane; nobody waits for ever.
 fn shutdown_from_a_lane(bed: &Bed) {
     for lane in LANES {
-        let env = another(bed);
+        let env = bed.another();
         let handle = env.clone();
         let task = env.spawner().spawn(lane, "test", async move { handle.shutdown().await });
         assert!(block_on(task).is_err());
@@ -299,9 +285,9 @@ fn shutdown_from_a_lane(bed: &Bed) {
 }
 
 fn after_the_shutdown(bed: &Bed) {
-    let env = another(bed);
+    let env = bed.another();
     let files = CLASSES.map(|class| {
-        std::fs::write(bed.path(&format!("{class:?}")), [0; 8192]).unwrap();
+        bed.plant(&format!("{class:?}"), &[0; 8192]);
         let open = env.fs().open(bed.path(&format!("{class:?}")), direct(writer(class)));
         block_on(open).unwrap()
     });

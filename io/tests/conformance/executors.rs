@@ -1,20 +1,20 @@
 //! Any executor may poll the futures.
 
-use futures::executor::block_on;
 use futures::future::join_all;
 use seerdb_io::{AlignedBuf, Class, Env, File, Lane};
 
-use crate::{Bed, direct, pattern, reader};
+use crate::{Bed, block_on, direct, pattern, reader};
 
 crate::for_each_backend!(
-    on_a_bare_block_on,
-    on_many_threads,
-    on_tokio_multi_thread,
-    on_tokio_current_thread,
-    on_an_async_executor,
-    on_tokio_uring,
-    when_the_runtime_ends_first,
-    moved_between_threads_while_pending,
+    on_a_bare_block_on;
+    not_simulated:
+    on_many_threads => "only the scheduler of the machine lets its time pass",
+    on_tokio_multi_thread => "as above",
+    on_tokio_current_thread => "as above",
+    on_an_async_executor => "as above",
+    on_tokio_uring => "as above",
+    when_the_runtime_ends_first => "as above",
+    moved_between_threads_while_pending => "as above",
 );
 
 const BLOCKS: u64 = 256;

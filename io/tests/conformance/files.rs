@@ -1,16 +1,14 @@
 //! Reads, writes, syncs and lengths.
 
-use futures::executor::block_on;
 use futures::future::join_all;
 use seerdb_io::{AlignedBuf, Class, Operation};
 
-use crate::{Bed, CLASSES, buf, creator, direct, pattern, read, reader, writer};
+use crate::{Bed, CLASSES, block_on, buf, creator, direct, pattern, read, reader, writer};
 
 crate::for_each_backend!(
     every_size_comes_back,
     durable_writes_come_back,
     reads_end_at_the_end_of_the_file,
-    cached_reads_answer_at_once,
     a_read_that_is_partly_cached_is_complete,
     offsets_beyond_the_largest_file_are_refused,
     empty_transfers_do_nothing,
@@ -19,12 +17,14 @@ crate::for_each_backend!(
     cached_writes_are_seen,
     lengths_and_allocation,
     errors_name_the_file,
-    a_full_device_is_no_space,
-    a_full_file_system_is_no_space,
     thousands_in_flight,
     writes_in_flight_together,
     plugged_reads_all_arrive,
-    clones_and_paths,
+    clones_and_paths;
+    not_simulated:
+    cached_reads_answer_at_once => "what the page cache holds is chance; tests/sim has its own",
+    a_full_device_is_no_space => "it needs /dev/full; tests/sim has its own",
+    a_full_file_system_is_no_space => "it needs a mount; tests/sim has its own",
 );
 
 /// 1 byte to 64 MiB, in every class, from the device and from the page cache.

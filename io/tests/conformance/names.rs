@@ -2,16 +2,16 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use futures::executor::block_on;
 use seerdb_io::{Class, Operation};
 
-use crate::{Bed, creator, reader};
+use crate::{Bed, block_on, creator, reader};
 
 crate::for_each_backend!(
     directories_are_made_once,
     names_change_and_vanish,
-    a_lock_is_exclusive,
-    only_the_owner_may_read,
+    a_lock_is_exclusive;
+    not_simulated:
+    only_the_owner_may_read => "a simulated disk has no permission bits",
 );
 
 fn directories_are_made_once(bed: &Bed) {
