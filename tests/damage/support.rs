@@ -1,5 +1,6 @@
 //! What all trials share: random numbers, scratch directories, copies of directories.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -19,6 +20,11 @@ pub(crate) fn number(name: &str, default: u64) -> u64 {
         Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")),
         Err(_) => default,
     }
+}
+
+/// A part of `SEERDB_DAMAGE_TRIALS`: what a test with this share of all trials does.
+pub(crate) fn trials(share: usize) -> usize {
+    usize::try_from(number("SEERDB_DAMAGE_TRIALS", 2_000)).expect("few trials") / share
 }
 
 /// The seed of this run, printed once: `SEERDB_DAMAGE_SEED` repeats it.
@@ -67,6 +73,32 @@ pub(crate) fn copy_dir(from: &Path, to: &Path) {
     for name in files(from) {
         std::fs::copy(from.join(&name), to.join(&name)).expect("a copy");
     }
+}
+
+/// Makes the fresh directory `to` with the files of `from`, as links: nobody may write to them.
+/// The engine does not, it only removes what an earlier life left.
+pub(crate) fn link_dir(from: &Path, to: &Path) {
+    std::fs::create_dir(to).expect("a fresh directory");
+    for name in files(from) {
+        std::fs::hard_link(from.join(&name), to.join(&name)).expect("a link");
+    }
+}
+
+/// Replaces the link `name` in `dir` by a file of its own.
+pub(crate) fn put(dir: &Path, name: &str, bytes: &[u8]) {
+    let path = dir.join(name);
+    std::fs::remove_file(&path).ok();
+    std::fs::write(path, bytes).expect("there is room");
+}
+
+/// The names and contents of a directory, in brief.
+pub(crate) fn digest(dir: &Path) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for name in files(dir) {
+        std::fs::read(dir.join(&name)).expect("a file").hash(&mut hasher);
+        name.hash(&mut hasher);
+    }
+    hasher.finish()
 }
 
 /// SplitMix64.
