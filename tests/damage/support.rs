@@ -2,7 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Once, OnceLock};
 use std::time::Duration;
 
 use seerdb::{Env, EnvOptions};
@@ -39,16 +39,26 @@ pub(crate) fn seed() -> u64 {
 }
 
 /// A scratch directory in memory where the system has one.
+///
+/// Golden databases live as long as the process, which never drops them: the next run does.
 pub(crate) fn scratch() -> TempDir {
-    let builder = || {
-        let mut builder = tempfile::Builder::new();
-        builder.prefix("seerdb-damage-");
-        builder
-    };
-    builder()
-        .tempdir_in("/dev/shm")
-        .or_else(|_| builder().tempdir())
-        .expect("a scratch directory can be made")
+    const PREFIX: &str = "seerdb-damage-";
+    static CLEARED: Once = Once::new();
+    let memory = Path::new("/dev/shm");
+    CLEARED.call_once(|| {
+        for entry in std::fs::read_dir(memory).into_iter().flatten().flatten() {
+            let name = entry.file_name().into_string().unwrap_or_default();
+            let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-'));
+            let pid = pid.and_then(|(pid, _)| pid.parse::<u32>().ok());
+            if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+                std::fs::remove_dir_all(entry.path()).ok();
+            }
+        }
+    });
+    let prefix = format!("{PREFIX}{}-", std::process::id());
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(&prefix);
+    builder.tempdir_in(memory).or_else(|_| builder.tempdir()).expect("a scratch directory")
 }
 
 /// Waits for `millis`.
