@@ -95,7 +95,7 @@ pub(crate) fn decode(payload: &[u8]) -> Option<Vec<WriteOp>> {
             ValueKind::Put => usize::try_from(cursor.varint()?).ok()?,
             ValueKind::Delete => 0,
         };
-        if key_len > KEY_BYTES_MAX {
+        if key_len > KEY_BYTES_MAX || ops.len() >= BATCH_OPS_MAX {
             return None;
         }
         let key = KeyBuf::from_slice(cursor.bytes(key_len)?);

@@ -109,6 +109,7 @@
 //! | 5 | compaction | what to merge (policy, picker, retain) and the merge itself (job) |
 //! | 6 | db | the handle, the commit pipeline, reads, streams, background tasks |
 //! | 7 | blocking | synchronous calls over the handle |
+//! | 7 | fuzz | the decoders for the fuzz targets, compiled for them alone |
 //!
 //! # Glossary
 //!
@@ -144,6 +145,8 @@ mod db;
 mod error;
 mod filename;
 mod filter;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod iter;
 mod key;
 mod log;

@@ -124,7 +124,9 @@ pub(crate) async fn run(ctx: &Context<'_>, version: &Version, choice: &Choice) -
         if merged.is_ok() {
             merged = check_entries(ctx.dir, &rewritten, output.entries_seen);
         }
-        opened = output.complete(merged).await?;
+        let bounds = Bounds::of(&rewritten);
+        let check = |table: &TableMeta| bounds.admit(table, &moved);
+        opened = output.complete(merged, check).await?;
     }
     let bytes = |tables: &[Arc<Table>]| tables.iter().map(|t| t.meta().file_bytes).sum::<u64>();
     let level = choice.output_level(bytes(&moved) + bytes(&opened));
@@ -175,7 +177,7 @@ pub(crate) async fn write_run(
 ) -> Result<Vec<Arc<Table>>> {
     let mut output = Output::new(ctx, filter_bits_per_key, &[], false);
     let filled = output.fill(source, retain).await;
-    output.complete(filled).await
+    output.complete(filled, |_| true).await
 }
 
 /// The edit that adds `tables` to a run.
@@ -220,6 +222,32 @@ fn check_entries(dir: &Path, rewritten: &[Arc<Table>], seen: u64) -> Result<()> 
             format!("a merge of this and other tables met {seen} entries instead of {promised}"),
         )),
         _ => Ok(()),
+    }
+}
+
+/// What a merge may put out: its inputs checked out, but their entries may still be others than
+/// the manifest says. A version of such tables would contradict itself.
+struct Bounds {
+    seqno_min: SeqNo,
+    seqno_max: SeqNo,
+}
+
+impl Bounds {
+    fn of(inputs: &[Arc<Table>]) -> Bounds {
+        let metas = || inputs.iter().map(|table| table.meta());
+        Bounds {
+            seqno_min: metas().map(|meta| meta.seqno_min).min().unwrap_or(0),
+            seqno_max: metas().map(|meta| meta.seqno_max).max().unwrap_or(0),
+        }
+    }
+
+    /// Whether `table` may stand beside the `moved` tables of its run.
+    fn admit(&self, table: &TableMeta, moved: &[Arc<Table>]) -> bool {
+        let apart =
+            |other: &TableMeta| table.largest < other.smallest || other.largest < table.smallest;
+        table.seqno_min >= self.seqno_min
+            && table.seqno_max <= self.seqno_max
+            && moved.iter().all(|other| apart(other.meta()))
     }
 }
 
@@ -362,9 +390,14 @@ impl<'a> Output<'a> {
     }
 
     /// Makes the tables durable and opens them, or removes them when anything failed.
-    async fn complete(mut self, filled: Result<()>) -> Result<Vec<Arc<Table>>> {
+    /// Those that `admit` refuses are disorder.
+    async fn complete(
+        mut self,
+        filled: Result<()>,
+        admit: impl Fn(&TableMeta) -> bool,
+    ) -> Result<Vec<Arc<Table>>> {
         let completed = match filled {
-            Ok(()) => self.publish().await,
+            Ok(()) => self.publish(admit).await,
             Err(error) => Err(error),
         };
         self.report();
@@ -374,8 +407,11 @@ impl<'a> Output<'a> {
         completed
     }
 
-    async fn publish(&mut self) -> Result<Vec<Arc<Table>>> {
+    async fn publish(&mut self, admit: impl Fn(&TableMeta) -> bool) -> Result<Vec<Arc<Table>>> {
         self.finish_table().await?;
+        if !self.finished.iter().all(admit) {
+            return Err(self.disorder());
+        }
         if self.finished.is_empty() {
             return Ok(Vec::new());
         }

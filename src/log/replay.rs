@@ -112,6 +112,10 @@ pub(crate) async fn replay<S: Sink>(
                 expected = Some(header.last_seqno() + 1);
                 if header.last_seqno() > flushed {
                     let offset = reader.offset_of(payload_at);
+                    if header.first_seqno <= flushed {
+                        let what = format!("commit {flushed} is the end of no record");
+                        return Err(Error::corruption(&reader.path, offset, what));
+                    }
                     let payload = reader.payload(&header, payload_at);
                     sink.commit(&header, payload, &reader.path, offset)?;
                     commits += 1;

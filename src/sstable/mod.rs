@@ -9,8 +9,8 @@
 //! 3. A table's file outlives every handle to the table.
 
 mod block;
-mod format;
-mod index;
+pub(crate) mod format;
+pub(crate) mod index;
 mod iter;
 mod reader;
 mod run;

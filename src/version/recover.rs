@@ -15,6 +15,7 @@ use seerdb_io::Fs;
 
 use crate::error::{Error, Result};
 use crate::filename::{FileName, FileNumber};
+use crate::key::SEQNO_MAX;
 use crate::sstable::Table;
 
 use super::edit::VersionEdit;
@@ -27,6 +28,8 @@ const OPEN_PARALLEL: usize = 16;
 const FIRST_MANIFEST: FileNumber = 1;
 /// No database gets this far: a file with a larger number is foreign, a counter beyond it is wrong.
 const NUMBER_MAX: FileNumber = 1 << 56;
+/// The best that compression can do, for entries of a byte each.
+const ENTRIES_PER_BYTE_MAX: u64 = 255;
 
 /// What a directory holds.
 pub(super) enum Found {
@@ -57,11 +60,7 @@ pub(super) async fn find(fs: &Fs, dir: &Path) -> Result<Found> {
         })?;
     }
     check_files(dir, &state, &lens)?;
-    for (what, counter) in [("file number", state.next_file()), ("run id", state.next_run())] {
-        if counter > NUMBER_MAX {
-            return Err(Error::corruption(path, 0, format!("the next {what} is {counter}")));
-        }
-    }
+    check_bounds(&state).map_err(|what| Error::corruption(path, 0, what))?;
     let seen = lens.keys().filter_map(|name| name.number()).max().unwrap_or(0);
     let next_file = seen + 1;
     let edit =
@@ -90,6 +89,29 @@ async fn clear_left_overs(fs: &Fs, dir: &Path, lens: &HashMap<FileName, u64>) ->
         fs.sync_dir(dir).await?;
     }
     Ok(Found::Nothing)
+}
+
+/// Refuses what no life of a database leads to; later steps count on it. The checksums were right,
+/// so somebody wrote this on purpose.
+fn check_bounds(state: &State) -> std::result::Result<(), String> {
+    for (what, counter) in [("file number", state.next_file()), ("run id", state.next_run())] {
+        if counter > NUMBER_MAX {
+            return Err(format!("the next {what} is {counter}"));
+        }
+    }
+    let flushed = state.flushed_seqno();
+    if flushed > SEQNO_MAX {
+        return Err(format!("the flushed seqno is {flushed}"));
+    }
+    for table in state.tables() {
+        if table.seqno_max > flushed {
+            return Err(format!("table {} is newer than the flushed seqno", table.number));
+        }
+        if table.entries > table.file_bytes.saturating_mul(ENTRIES_PER_BYTE_MAX) {
+            return Err(format!("table {} has more entries than it has room for", table.number));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a database whose files are not all there.

@@ -13,8 +13,8 @@ use crate::support::{Rng, copy_dir, env, pause, scratch};
 /// What every key that was ever written must read as; `None`: deleted.
 pub(crate) type Model = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 
-const KEYS: usize = 400;
-const COMMITS: usize = 1_000;
+const KEYS: usize = 160;
+const COMMITS: usize = 400;
 const UNFLUSHED: usize = 60;
 
 /// A database at rest.
@@ -27,17 +27,18 @@ pub(crate) struct Golden {
     pub(crate) other: PathBuf,
     pub(crate) options: DBOptions,
     pub(crate) model: Model,
-    _scratch: TempDir,
+    _scratch: Option<TempDir>,
 }
 
 impl Golden {
-    /// A database that was made elsewhere, in `scratch`; its older and other copies are itself.
+    /// A database that was made elsewhere, perhaps in `scratch`; its older and other copies are
+    /// itself.
     pub(crate) fn new(
         name: &'static str,
         dir: PathBuf,
         options: DBOptions,
         model: Model,
-        scratch: TempDir,
+        scratch: Option<TempDir>,
     ) -> Golden {
         let older = [dir.clone(), dir.clone()];
         Golden { name, older, other: dir.clone(), dir, options, model, _scratch: scratch }
@@ -126,7 +127,7 @@ fn make(recipe: &Recipe) -> Golden {
         }
         panic!("{}: five databases without the shape that the trials need", recipe.name)
     });
-    Golden { name: recipe.name, dir, older, other, options, model, _scratch: scratch }
+    Golden { name: recipe.name, dir, older, other, options, model, _scratch: Some(scratch) }
 }
 
 /// Builds a database in `live` and copies it to three places: at its end, in the middle of its

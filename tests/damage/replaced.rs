@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::golden::{self, Golden};
 use crate::runner::{Fault, run};
 use crate::single::kind;
-use crate::support::{files, number};
+use crate::support::{files, put, trials};
 
 fn fault(name: &str, fault: &str, golden: &Golden, what: String) -> Fault {
     let log = golden.name.split(',').next().unwrap();
@@ -26,8 +26,7 @@ fn visits(goldens: &[Golden]) -> usize {
 
 #[test]
 fn a_file_cut_short_is_never_a_silent_loss() {
-    let trials = usize::try_from(number("SEERDB_DAMAGE_TRIALS", 2_000)).unwrap() / 4;
-    run("a file cut short", trials, golden::all(), |_, rng, golden, dir| {
+    run("a file cut short", trials(8), golden::all(), |_, rng, golden, dir| {
         let drawn = *rng.pick(&["CURRENT", "MANIFEST", "WAL", "SST"]);
         let names: Vec<String> = files(dir).into_iter().filter(|n| kind(n) == drawn).collect();
         let name = rng.pick(&names).clone();
@@ -36,7 +35,7 @@ fn a_file_cut_short_is_never_a_silent_loss() {
         let used = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
         let end = if rng.chance(80) { used } else { bytes.len() };
         let len = if rng.chance(10) { 0 } else { rng.below(end) };
-        std::fs::write(dir.join(&name), &bytes[..len]).unwrap();
+        put(dir, &name, &bytes[..len]);
         Some(fault(&name, "cut short", golden, format!("{len} of {}", bytes.len())))
     });
 }
@@ -69,7 +68,7 @@ fn replace(from: &Path, name: &str, dir: &Path) -> bool {
     let Ok(bytes) = std::fs::read(from.join(name)) else { return false };
     let differs = bytes != std::fs::read(dir.join(name)).unwrap();
     if differs {
-        std::fs::write(dir.join(name), bytes).unwrap();
+        put(dir, name, &bytes);
     }
     differs
 }
@@ -106,8 +105,7 @@ fn is_last_log(golden: &Golden, older: &Path, name: &str) -> bool {
 #[test]
 fn two_swapped_files_are_never_a_silent_loss() {
     let goldens = golden::all();
-    let trials = usize::try_from(number("SEERDB_DAMAGE_TRIALS", 2_000)).unwrap() / 8;
-    run("two files swapped", trials, goldens, |_, rng, golden, dir| {
+    run("two files swapped", trials(16), goldens, |_, rng, golden, dir| {
         let drawn = *rng.pick(&["WAL", "SST"]);
         let names: Vec<String> = files(dir).into_iter().filter(|n| kind(n) == drawn).collect();
         let (a, b) = (rng.pick(&names), rng.pick(&names));
@@ -120,5 +118,19 @@ fn two_swapped_files_are_never_a_silent_loss() {
         }
         assert!(!between.exists());
         Some(fault(a, "swapped", golden, format!("with {b}")))
+    });
+}
+
+#[test]
+fn a_file_that_is_a_copy_of_another_is_never_taken() {
+    let goldens = golden::all();
+    run("a file replaced by another one", trials(16), goldens, |_, rng, golden, dir| {
+        let names = files(dir);
+        let (name, from) = (rng.pick(&names), rng.pick(&names));
+        if name == from {
+            return None;
+        }
+        put(dir, name, &std::fs::read(dir.join(from)).unwrap());
+        Some(fault(name, "of another name", golden, format!("as {from}")))
     });
 }

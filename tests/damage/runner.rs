@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::check::{Outcome, examine};
 use crate::golden::Golden;
-use crate::support::{Rng, copy_dir, scratch, seed};
+use crate::support::{Rng, digest, link_dir, scratch, seed};
 
 /// What was done to a copy.
 pub(crate) struct Fault {
@@ -16,10 +17,10 @@ pub(crate) struct Fault {
     pub(crate) what: String,
 }
 
-/// Copies, damages and examines `trials` times; panics with all violations.
+/// Links, damages and examines `trials` times; panics with all violations.
 ///
 /// `damage` gets the number of the trial, a generator seeded by it, the golden database and the
-/// copy; `None` when there is nothing to damage.
+/// directory of links to its files; `None` when there is nothing to damage.
 pub(crate) fn run(
     title: &str,
     trials: usize,
@@ -60,6 +61,8 @@ pub(crate) fn run_with(
     trial: impl Fn(usize, &mut Rng, &Golden, &std::path::Path) -> Option<Judged> + Sync,
 ) -> Table {
     let scratch = scratch();
+    let before: Vec<u64> = goldens.iter().map(|golden| digest(&golden.dir)).collect();
+    let started = Instant::now();
     let next = AtomicUsize::new(0);
     let rows = Mutex::new(BTreeMap::<String, BTreeMap<Outcome, usize>>::new());
     let violations = Mutex::new(Vec::new());
@@ -74,7 +77,7 @@ pub(crate) fn run_with(
                     }
                     let golden = goldens[number % goldens.len()];
                     let dir = scratch.path().join(format!("trial-{number}"));
-                    copy_dir(&golden.dir, &dir);
+                    link_dir(&golden.dir, &dir);
                     let mut rng = Rng(seed ^ (number as u64).wrapping_mul(0xA24B_AED4_963E_E407));
                     if let Some((fault, result)) = trial(number, &mut rng, golden, &dir) {
                         match result {
@@ -95,7 +98,9 @@ pub(crate) fn run_with(
         }
     });
     let table = Table { rows: rows.into_inner().unwrap() };
-    print(title, &table);
+    print(title, &table, started.elapsed());
+    let after: Vec<u64> = goldens.iter().map(|golden| digest(&golden.dir)).collect();
+    assert_eq!(after, before, "{title}: a file of an earlier life was written to");
     let violations = violations.into_inner().unwrap();
     assert!(violations.is_empty(), "{title}: {} of {trials}:\n{}", violations.len(), {
         violations.join("\n")
@@ -106,11 +111,15 @@ pub(crate) fn run_with(
 /// A fault and what came of it.
 pub(crate) type Judged = (Fault, Result<Outcome, String>);
 
-fn print(title: &str, table: &Table) {
+fn print(title: &str, table: &Table, took: Duration) {
     use Outcome::{Harmless, ReadError, Refused};
     let mut text = format!(
-        "\n{title}\n{:44} {:>9} {:>9} {:>10}\n",
-        "file and fault", "harmless", "refused", "read error"
+        "\n{title}, {:.1} s\n{:44} {:>9} {:>9} {:>10}\n",
+        took.as_secs_f64(),
+        "file and fault",
+        "harmless",
+        "refused",
+        "read error"
     );
     for (row, counts) in &table.rows {
         let [harmless, refused, error] = [Harmless, Refused, ReadError]

@@ -1,7 +1,8 @@
 //! What all trials share: random numbers, scratch directories, copies of directories.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Once, OnceLock};
 use std::time::Duration;
 
 use seerdb::{Env, EnvOptions};
@@ -21,6 +22,11 @@ pub(crate) fn number(name: &str, default: u64) -> u64 {
     }
 }
 
+/// A part of `SEERDB_DAMAGE_TRIALS`: what a test with this share of all trials does.
+pub(crate) fn trials(share: usize) -> usize {
+    usize::try_from(number("SEERDB_DAMAGE_TRIALS", 2_000)).expect("few trials") / share
+}
+
 /// The seed of this run, printed once: `SEERDB_DAMAGE_SEED` repeats it.
 pub(crate) fn seed() -> u64 {
     static SEED: OnceLock<u64> = OnceLock::new();
@@ -33,16 +39,26 @@ pub(crate) fn seed() -> u64 {
 }
 
 /// A scratch directory in memory where the system has one.
+///
+/// Golden databases live as long as the process, which never drops them: the next run does.
 pub(crate) fn scratch() -> TempDir {
-    let builder = || {
-        let mut builder = tempfile::Builder::new();
-        builder.prefix("seerdb-damage-");
-        builder
-    };
-    builder()
-        .tempdir_in("/dev/shm")
-        .or_else(|_| builder().tempdir())
-        .expect("a scratch directory can be made")
+    const PREFIX: &str = "seerdb-damage-";
+    static CLEARED: Once = Once::new();
+    let memory = Path::new("/dev/shm");
+    CLEARED.call_once(|| {
+        for entry in std::fs::read_dir(memory).into_iter().flatten().flatten() {
+            let name = entry.file_name().into_string().unwrap_or_default();
+            let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-'));
+            let pid = pid.and_then(|(pid, _)| pid.parse::<u32>().ok());
+            if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+                std::fs::remove_dir_all(entry.path()).ok();
+            }
+        }
+    });
+    let prefix = format!("{PREFIX}{}-", std::process::id());
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(&prefix);
+    builder.tempdir_in(memory).or_else(|_| builder.tempdir()).expect("a scratch directory")
 }
 
 /// Waits for `millis`.
@@ -67,6 +83,32 @@ pub(crate) fn copy_dir(from: &Path, to: &Path) {
     for name in files(from) {
         std::fs::copy(from.join(&name), to.join(&name)).expect("a copy");
     }
+}
+
+/// Makes the fresh directory `to` with the files of `from`, as links: nobody may write to them.
+/// The engine does not, it only removes what an earlier life left.
+pub(crate) fn link_dir(from: &Path, to: &Path) {
+    std::fs::create_dir(to).expect("a fresh directory");
+    for name in files(from) {
+        std::fs::hard_link(from.join(&name), to.join(&name)).expect("a link");
+    }
+}
+
+/// Replaces the link `name` in `dir` by a file of its own.
+pub(crate) fn put(dir: &Path, name: &str, bytes: &[u8]) {
+    let path = dir.join(name);
+    std::fs::remove_file(&path).ok();
+    std::fs::write(path, bytes).expect("there is room");
+}
+
+/// The names and contents of a directory, in brief.
+pub(crate) fn digest(dir: &Path) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for name in files(dir) {
+        std::fs::read(dir.join(&name)).expect("a file").hash(&mut hasher);
+        name.hash(&mut hasher);
+    }
+    hasher.finish()
 }
 
 /// SplitMix64.

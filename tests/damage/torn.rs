@@ -9,17 +9,21 @@ use std::sync::OnceLock;
 use futures::StreamExt;
 use seerdb::{DB, DBOptions, Durability};
 
-use crate::check::{Outcome, within_deadline};
+use crate::check::{Outcome, examine, within_deadline};
 use crate::golden::{self, Golden, Model, settle};
 use crate::runner::{Fault, run_with};
 use crate::single::SECTOR;
-use crate::support::{Rng, copy_dir, number, scratch};
+use crate::support::{Rng, copy_dir, number, put, scratch, trials};
 
 const UNIT: usize = 4096;
+/// The commits that are durable before the tail begins.
+const COMMITS: usize = 30;
 
 /// A database with commits that are not durable at the end of its log.
 struct Tail {
     golden: Golden,
+    /// The same database when all of it was durable and said so.
+    durable: Golden,
     /// The model after each of those commits, beginning with none of them.
     states: Vec<Model>,
     /// Parts of files that a power cut may lose, in the order in which they were written: file,
@@ -53,7 +57,7 @@ fn make(name: &'static str, options: DBOptions, commits: usize, ops: usize) -> T
         let db = options.open(&live).await.unwrap();
         let mut rng = Rng(11);
         let mut states = vec![Model::new()];
-        for _ in 0..30 {
+        for _ in 0..COMMITS {
             commit(&db, &mut rng, &mut states, 2, Durability::Synced).await;
         }
         settle(&db).await;
@@ -72,8 +76,10 @@ fn make(name: &'static str, options: DBOptions, commits: usize, ops: usize) -> T
     let parts = parts(&before, &dir, grouped);
     assert!(parts.len() > 3, "{name}: {} parts", parts.len());
     let model = states.last().unwrap().clone();
-    let golden = Golden::new(name, dir, options, model, scratch);
-    Tail { golden, states, parts, any_order: !grouped }
+    let first = states.first().unwrap().clone();
+    let durable = Golden::new(name, before, options.clone(), first, None);
+    let golden = Golden::new(name, dir, options, model, Some(scratch));
+    Tail { golden, durable, states, parts, any_order: !grouped }
 }
 
 async fn commit(
@@ -149,32 +155,104 @@ fn tear(rng: &mut Rng, tail: &Tail, dir: &Path) -> Fault {
         bytes[*at..*at + old.len()].copy_from_slice(&lost);
     }
     for (name, bytes) in files {
-        std::fs::write(dir.join(name), bytes).unwrap();
+        put(dir, name, &bytes);
     }
     let row = if garbage { "garbage" } else { "as before" };
     Fault { row: format!("{}: {row}", tail.golden.name), what: how }
 }
 
+/// How many tails are torn, and how many records damaged: `SEERDB_DAMAGE_TAILS`.
+fn tails() -> usize {
+    usize::try_from(number("SEERDB_DAMAGE_TAILS", trials(1) as u64)).unwrap()
+}
+
 #[test]
 fn a_torn_tail_is_no_damage() {
-    let trials = usize::try_from(number("SEERDB_DAMAGE_TRIALS", 2_000)).unwrap() * 3 / 5;
     let goldens: Vec<&Golden> = all().iter().map(|tail| &tail.golden).collect();
-    run_with("a torn tail", trials, &goldens, |trial, rng, golden, dir| {
+    let goldens_len = goldens.len();
+    run_with("a torn tail", tails(), &goldens, |trial, rng, golden, dir| {
         let tail = &all()[trial % goldens.len()];
         let fault = tear(rng, tail, dir);
         let (options, dir) = (golden.options.clone(), dir.to_path_buf());
         let result = within_deadline(move || {
-            futures::executor::block_on(examine_prefix(&options, &dir, &tail.states))
+            let lives_on = (trial / goldens_len).is_multiple_of(4);
+            futures::executor::block_on(examine_prefix(&options, &dir, &tail.states, lives_on))
         });
         Some((fault, result))
     });
 }
 
-/// Opens, finds one of `states`, writes, and finds it all again.
+/// The data records of all logs: file, offset, and length without padding.
+fn records(dir: &Path) -> Vec<(String, usize, usize)> {
+    let mut records = Vec::new();
+    for name in crate::support::files(dir).into_iter().filter(|name| name.ends_with(".wal")) {
+        let bytes = std::fs::read(dir.join(&name)).unwrap();
+        let u32_at = |at: usize| {
+            let bytes = bytes[at..at + 4].try_into().unwrap();
+            usize::try_from(u32::from_le_bytes(bytes)).unwrap()
+        };
+        let mut at = UNIT;
+        while at + 40 <= bytes.len() {
+            match bytes[at..at + 3] {
+                [0xED, 0x5E, 1] => {
+                    records.push((name.clone(), at, 40 + u32_at(at + 4)));
+                    at += u32_at(at + 8);
+                }
+                [0xED, 0x5E, _] => at += u32_at(at + 8),
+                _ => at = (at + 1).next_multiple_of(UNIT),
+            }
+        }
+    }
+    records
+}
+
+/// Damages a record that was durable.
+fn damage(rng: &mut Rng, (name, at, len): &(String, usize, usize), dir: &Path) -> Fault {
+    let mut bytes = std::fs::read(dir.join(name)).unwrap();
+    let first = at + rng.below(*len);
+    let sector = first / SECTOR * SECTOR..(first / SECTOR + 1) * SECTOR;
+    let how = match rng.below(4) {
+        0 => {
+            bytes[sector].fill(0);
+            "a sector zeroed"
+        }
+        1 => {
+            bytes[sector].copy_from_slice(&rng.bytes(SECTOR));
+            "a sector of garbage"
+        }
+        2 => {
+            bytes[*at..at + len].fill(0);
+            "all zeroed"
+        }
+        _ => {
+            bytes[first] ^= 1 << rng.below(8);
+            "a bit flipped"
+        }
+    };
+    put(dir, name, &bytes);
+    Fault { row: how.into(), what: format!("{name}, the record at {at}, byte {first}") }
+}
+
+#[test]
+fn a_damaged_durable_record_is_no_torn_tail() {
+    let durable: Vec<&Golden> = all().iter().map(|tail| &tail.durable).collect();
+    let records: Vec<_> = durable.iter().map(|golden| records(&golden.dir)).collect();
+    assert!(records.iter().all(|records| records.len() == COMMITS), "{records:?}");
+    let table =
+        run_with("a durable record damaged", tails(), &durable, |trial, rng, golden, dir| {
+            let record = rng.pick(&records[trial % durable.len()]);
+            let fault = damage(rng, record, dir);
+            Some((fault, examine(&golden.options, dir, &golden.model)))
+        });
+    assert_eq!(table.count(Outcome::Refused), tails(), "a damaged record passed");
+}
+
+/// Opens and finds one of `states`; with `lives_on` writes, and finds it all again.
 async fn examine_prefix(
     options: &DBOptions,
     dir: &PathBuf,
     states: &[Model],
+    lives_on: bool,
 ) -> Result<Outcome, String> {
     let text = |what: &str, error: seerdb::Error| format!("{what}: {error:?}");
     let db = options.open(dir).await.map_err(|error| text("FALSE ALARM", error))?;
@@ -182,8 +260,13 @@ async fn examine_prefix(
     if !states.iter().any(|state| live(state) == found) {
         return Err("the state is no prefix".into());
     }
-    db.put("key-after", "after").await.map_err(|error| text("put", error))?;
+    if lives_on {
+        db.put("key-after", "after").await.map_err(|error| text("put", error))?;
+    }
     db.close().await.map_err(|error| text("close", error))?;
+    if !lives_on {
+        return Ok(Outcome::Harmless);
+    }
     let db = options.open(dir).await.map_err(|error| text("reopen", error))?;
     let mut again = content(&db).await?;
     let after = again.remove(b"key-after".as_slice());

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::channel::mpsc::{self, UnboundedReceiver};
 use futures::executor::block_on;
 use parking_lot::Mutex;
-use seerdb_io::{Env, EnvOptions, OpenOptions};
+use seerdb_io::{AlignedBuf, Env, EnvOptions, OpenOptions};
 use tempfile::TempDir;
 
 use super::*;
@@ -18,6 +18,7 @@ use crate::error::ErrorKind;
 use crate::iter::Entry;
 use crate::key::{Trailer, ValueKind};
 use crate::options::DBOptions;
+use crate::sstable::format::{BlockKind, Stored, block_trailer};
 
 /// Key, trailer, value.
 type Version3 = (Vec<u8>, Trailer, Vec<u8>);
@@ -376,6 +377,54 @@ fn entries_out_of_order_are_corruption() {
         assert!(failed.err().unwrap().is_corruption());
         assert!(bed.tables_on_disk().is_empty());
     }
+}
+
+/// They were merged, and the version of the outcome could contradict itself, which is a panic: the
+/// manifest and the properties of a table agree, checksums and all, but its entries do not.
+#[test]
+fn entries_beyond_the_promised_seqnos_are_corruption() {
+    let mut bed = Bed::new(small());
+    let entries = vec![bed.version("a", Some("1")), bed.version("b", Some("2"))];
+    let mut source = List::new(entries);
+    let mut outcome = bed.with(|ctx| block_on(write_level_0(ctx, &mut source, 10.0))).unwrap();
+    let (true_meta, mut false_meta) =
+        (outcome.edit.tables_added[0].2.clone(), (*outcome.edit.tables_added[0].2).clone());
+    false_meta.seqno_min = 2;
+    outcome.opened = vec![forge(&bed, &true_meta, &false_meta)];
+    outcome.edit.tables_added[0].2 = Arc::new(false_meta);
+    bed.apply(outcome);
+    bed.flush(&[("c", Some("3"))]);
+    let version = bed.set.current();
+    let choice = picker::pick_all(&Tree::of(&version), &bed.shape()).unwrap();
+    let failed = bed.with(|ctx| block_on(run(ctx, &version, &choice))).err().unwrap();
+    assert!(failed.is_corruption(), "{failed}");
+    assert_eq!(bed.tables_on_disk(), bed.tables());
+}
+
+/// Writes other facts of the same length into the properties of a table, under a right checksum,
+/// and opens it.
+fn forge(bed: &Bed, old: &TableMeta, new: &TableMeta) -> Arc<Table> {
+    let facts = |meta: &TableMeta| {
+        let mut facts = Vec::new();
+        meta.put_facts(&mut facts);
+        facts
+    };
+    let (old, facts) = (facts(old), facts(new));
+    assert_eq!(old.len(), facts.len());
+    let (fs, dir) = (bed.env.fs(), bed.dir.path());
+    let options = OpenOptions { write: true, ..OpenOptions::default() };
+    let path = FileName::Table(new.number).in_dir(dir);
+    let file = block_on(fs.open(path, options)).unwrap();
+    let len = usize::try_from(new.file_bytes).unwrap();
+    let (read, buf) = block_on(file.read_at(AlignedBuf::zeroed(len), 0));
+    assert_eq!(read.unwrap(), len);
+    let at = buf.windows(old.len()).rposition(|window| window == old).unwrap();
+    // Behind the facts stand two numbers of four bytes each, then the block's trailer.
+    let properties = [&facts, &buf[at + old.len()..][..8]].concat();
+    let (kind, how) = (BlockKind::Properties, Stored::Plain);
+    let trailer = block_trailer(new.number, at as u64, kind, how, &properties);
+    file.write_cached(&[properties.as_slice(), &trailer].concat(), at as u64).unwrap();
+    block_on(Table::open(fs, dir, Arc::new(new.clone()))).unwrap()
 }
 
 #[test]

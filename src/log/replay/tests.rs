@@ -206,6 +206,20 @@ fn a_bad_record_is_damage_when_a_later_one_calls_it_durable_and_a_torn_tail_othe
     }
 }
 
+/// It was taken: its second half would have entered a table beside the first one, and the version
+/// of both would have contradicted itself, which is a panic.
+#[test]
+fn a_commit_that_is_half_in_tables_is_damage() {
+    let mut log = Log::new(true, SEGMENT_BYTES);
+    let payload =
+        Payload { parts: &[b"two operations"], bytes: 14, crc: crc32c(b"two operations") };
+    log.buffer.append(&payload, 2, 0);
+    let position = log.write();
+    let place = (name(1), position + HEADER_BYTES as u64);
+    assert_eq!(log.replay(1), Err(place));
+    assert_eq!(log.replay(2), Ok((2, false)));
+}
+
 #[test]
 fn a_gap_at_a_segment_border_is_found() {
     for grouped in [false, true] {

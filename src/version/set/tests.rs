@@ -8,7 +8,7 @@ use seerdb_io::{AlignedBuf, EnvOptions, OpenOptions};
 use tempfile::TempDir;
 
 use super::*;
-use crate::key::{Trailer, ValueKind};
+use crate::key::{SEQNO_MAX, Trailer, ValueKind};
 use crate::options::{Compression, DBOptions};
 use crate::sstable::{TableMeta, TableWriter, TableWriterOptions};
 
@@ -330,6 +330,31 @@ fn absurd_numbers_are_foreign() {
     assert!(set.new_file_number() < 10);
     block_on(set.remove_orphans(&[])).unwrap();
     assert!(bed.names().contains(&FileName::Table(u64::MAX).to_string()));
+}
+
+/// The checksums are right here, and each of these was taken: later steps would have panicked.
+#[test]
+fn a_state_that_no_life_leads_to_is_corruption() {
+    type Falsify = fn(&mut VersionEdit, &mut TableMeta);
+    let falsify: [Falsify; 3] = [
+        |edit, _| edit.flushed_seqno = Some(SEQNO_MAX + 1),
+        |edit, _| edit.flushed_seqno = Some(6),
+        |_, meta| meta.entries = SEQNO_MAX,
+    ];
+    for falsify in falsify {
+        let bed = Bed::new();
+        let (set, _, _names) = bed.open();
+        let table = bed.table(&set, &["a", "b"], 6);
+        let mut meta = (**table.meta()).clone();
+        let mut edit = VersionEdit { flushed_seqno: Some(7), ..VersionEdit::default() };
+        falsify(&mut edit, &mut meta);
+        edit.tables_added = vec![(0, set.new_run_id(), Arc::new(meta))];
+        block_on(set.apply(edit, vec![table], |_| ())).unwrap();
+        drop(set);
+        let error = bed.try_open(DBOptions::default()).err().unwrap();
+        assert!(error.is_corruption(), "{error}");
+        assert_eq!(error.location().unwrap().0, bed.path(manifest_of(&bed)));
+    }
 }
 
 /// The whole open, for damage in the manifest: the state or an error, never an older state.

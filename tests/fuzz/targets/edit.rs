@@ -1,0 +1,4 @@
+//! `seerdb::fuzz::edit`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| seerdb::fuzz::edit(bytes));
