@@ -183,6 +183,9 @@ pub use tikv_jemallocator::Jemalloc;
 #[doc = include_str!("docs/format.md")]
 pub mod format {}
 
+#[doc = include_str!("docs/reliability.md")]
+pub mod reliability {}
+
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 mod readme {}
