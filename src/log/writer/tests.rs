@@ -1,4 +1,5 @@
-//! The layout of groups and marks, without a disk behind it.
+//! The layout of groups and marks, and what the zeros ahead of them leave alone.
+#![expect(clippy::disallowed_methods, reason = "the test looks at the segment from outside")]
 
 use std::path::Path;
 
