@@ -45,11 +45,26 @@ async fn poll_times<F: Future>(future: F, mut times: usize) -> Option<F::Output>
     .await
 }
 
+/// The name of a choice, for the report of one that does not end.
+fn doing(choice: u64) -> &'static str {
+    match choice {
+        0..45 => "write",
+        45..86 => "read",
+        86..92 => "pause",
+        92..96 => "wait_durable",
+        96..98 => "flush",
+        98 => "compact or verify",
+        _ => "close",
+    }
+}
+
 impl Client {
     /// Does what its seed says.
     pub(crate) async fn run(mut self) {
         for _ in 0..self.chance.below(self.context.plan.ops + 1) {
-            match self.chance.below(100) {
+            let choice = self.chance.below(100);
+            self.context.world().doing.insert(self.id, doing(choice));
+            match choice {
                 0..45 => self.write().await,
                 45..60 => self.get().await,
                 60..66 => self.get_many().await,
@@ -64,6 +79,7 @@ impl Client {
             }
             self.context.world().probe("operations");
         }
+        self.context.world().doing.remove(&self.id);
     }
 
     fn key(&mut self) -> Key {

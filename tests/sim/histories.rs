@@ -69,7 +69,7 @@ fn play_all(first: u64, count: u64, time: Option<Duration>, threads: usize) -> (
             if time.is_none() && seed >= first + count {
                 break;
             }
-            match catch_unwind(AssertUnwindSafe(|| play(seed, false))) {
+            match catch_unwind(AssertUnwindSafe(|| play(seed))) {
                 Ok(report) => sum.add(&report),
                 Err(_) => {
                     failed.lock().unwrap().push(seed);
@@ -136,7 +136,7 @@ fn histories_keep_the_contract() {
 fn the_same_seed_is_the_same_history() {
     let first = number("SEERDB_SIM_SEED").unwrap_or(0);
     for seed in first..first + 20 {
-        let (one, other) = (play(seed, false), play(seed, false));
+        let (one, other) = (play(seed), play(seed));
         assert_eq!(one.trace, other.trace, "seed {seed}");
         assert_eq!(one.probes, other.probes, "seed {seed}");
     }

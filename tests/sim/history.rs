@@ -1,6 +1,7 @@
 //! One history: a machine from a seed, its lives and their ends.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
 use seerdb::Durability;
@@ -49,7 +50,8 @@ struct History {
 }
 
 /// Plays the history of `seed`; panics when the engine breaks its contract.
-pub(crate) fn play(seed: u64, traced: bool) -> Report {
+pub(crate) fn play(seed: u64) -> Report {
+    let traced = std::env::var_os("SEERDB_SIM_TRACE").is_some();
     let mut chance = Chance::new(seed).fork(1);
     let plan = Plan::draw(&mut chance);
     let hostile = matches!(plan.class, Class::Hostile | Class::Lying);
@@ -57,7 +59,10 @@ pub(crate) fn play(seed: u64, traced: bool) -> Report {
     let world = World::new(seed, &mut chance);
     let context = Rc::new(Context::new(Sim::new(seed, options), plan, world));
     let mut history = History { context, chance, lives: 0, crashes: 0 };
-    history.play();
+    match traced {
+        true => history.play_traced(),
+        false => history.play(),
+    }
     history.report()
 }
 
@@ -83,6 +88,15 @@ impl History {
         }
         if context.sim.is_alive() {
             context.sim.kill();
+        }
+    }
+
+    fn play_traced(&mut self) {
+        let played = catch_unwind(AssertUnwindSafe(|| self.play()));
+        if let Err(panic) = played {
+            let context = &self.context;
+            eprintln!("{}\n{:#?}", context.sim.trace(), context.plan);
+            resume_unwind(panic);
         }
     }
 

@@ -57,6 +57,7 @@ impl Life {
         }
         let Some(db) = self.open().await else { return Ending::Damaged };
         self.heal();
+        self.context.world().failed = false;
         self.context.world().probe("opens");
         if !self.check_recovered(&db).await {
             return Ending::Damaged;
@@ -243,7 +244,10 @@ impl Life {
             Either::Right((_, all)) => {
                 self.heal();
                 stops.set(true);
-                let ended = bounded(&self.env, "a client", all).await;
+                let more = self.env.clock().sleep(PATIENCE);
+                let Either::Left((ended, _)) = select(all, more).await else {
+                    panic!("O7: clients do not come to an end: {:?}", self.context.world().doing);
+                };
                 ended.into_iter().for_each(|client| client.unwrap());
             }
         }

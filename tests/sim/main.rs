@@ -15,4 +15,5 @@ mod history;
 mod life;
 mod model;
 mod plan;
+mod regressions;
 mod world;

@@ -113,6 +113,8 @@ pub(crate) struct World {
     /// Of this life: writing has failed; somebody has closed the database.
     pub(crate) failed: bool,
     pub(crate) closing: bool,
+    /// What each client is doing.
+    pub(crate) doing: BTreeMap<u32, &'static str>,
     pub(crate) errors: BTreeMap<String, u64>,
     pub(crate) probes: BTreeMap<&'static str, u64>,
 }
@@ -135,6 +137,7 @@ impl World {
             reopened: None,
             failed: false,
             closing: false,
+            doing: BTreeMap::new(),
             errors: BTreeMap::new(),
             probes: BTreeMap::new(),
         }
