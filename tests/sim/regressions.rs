@@ -1,12 +1,14 @@
 //! Bugs that histories have found, each with the smallest machine that shows it.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use seerdb::{DBOptions, Durability};
+use seerdb_io::Env;
 use seerdb_io::sim::errno::EIO;
-use seerdb_io::sim::{Cut, Disk, OpKind, Options, Phase, Sim};
+use seerdb_io::sim::{Cut, Disk, Faults, FilePredicate, OpKind, Options, Phase, Sim};
 
 use super::life::bounded;
 
@@ -81,4 +83,46 @@ fn nobody_waits_for_a_database_that_has_stopped_writing() {
         });
         outcome.unwrap();
     }
+}
+
+/// With two groups on their way to the disk, the first failed and the second did not: then both
+/// counted as durable. `wait_durable` lied, and the manifest called a commit durable that was not
+/// there, so that the database did not open any more.
+#[test]
+fn a_group_behind_a_failed_one_is_not_durable() {
+    for seed in 0..150 {
+        let sim = Sim::new(seed, Options::default());
+        let told = sim.run(writes_in_a_row(sim.boot(), &sim)).unwrap();
+        sim.kill();
+        let env = sim.boot();
+        let opened = sim.run(async { small().env(env.clone()).open("/db").await });
+        let db = opened.unwrap().unwrap();
+        assert!(db.stats().visible_seqno >= told, "seed {seed}");
+    }
+}
+
+/// Writes that follow each other so closely that two groups are in flight; the seqno that was
+/// called durable.
+async fn writes_in_a_row(env: Env, sim: &Sim) -> u64 {
+    let options = small().memtable_bytes(256 << 10).wal_segment_bytes(1 << 20);
+    let db = options.env(env.clone()).open("/db").await.unwrap();
+    let logs = |path: &Path| path.extension().is_some_and(|extension| extension == "wal");
+    let files: FilePredicate = Arc::new(logs);
+    sim.set_faults(Faults { write_error: 100_000, files: Some(files), ..Faults::none() });
+    let clients = (0..6).map(|id| {
+        let (db, env) = (db.clone(), env.clone());
+        sim.spawn("client", async move {
+            for round in 0..8 {
+                db.put([id], [round; 3000]).await.ok();
+                let micros = 30 * u64::from(id + 1) * u64::from(round % 3 + 1);
+                env.clock().sleep(Duration::from_micros(micros)).await;
+            }
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        client.await.unwrap();
+    }
+    sim.stop_faults();
+    db.close().await.ok();
+    db.durable_seqno()
 }
