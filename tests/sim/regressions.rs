@@ -8,7 +8,9 @@ use parking_lot::Mutex;
 use seerdb::{DBOptions, Durability};
 use seerdb_io::Env;
 use seerdb_io::sim::errno::EIO;
-use seerdb_io::sim::{Cut, Disk, Faults, FilePredicate, OpKind, Options, Phase, Sim};
+use seerdb_io::sim::{
+    Cut, Disk, Faults, FilePredicate, LifeEnd, Moment, OpKind, Options, Outcome, Phase, Sim,
+};
 
 use super::life::bounded;
 
@@ -82,6 +84,26 @@ fn nobody_waits_for_a_database_that_has_stopped_writing() {
             env.clock().sleep(Duration::from_millis(1)).await;
         });
         outcome.unwrap();
+    }
+}
+
+/// A directory was refused as one that had lost its CURRENT: a killed process had left the rename in
+/// the page cache, and the next one went on from it. Where a disk keeps any subset of names, a
+/// power cut then left what was made later, and not CURRENT.
+#[test]
+fn names_that_a_killed_process_left_survive_a_power_cut() {
+    for seed in 0..500 {
+        let sim = Sim::new(seed, Options { hostile: true, ..Options::default() });
+        for end in [LifeEnd::Kill, LifeEnd::PowerCut(None)] {
+            let env = sim.boot();
+            let at = sim.ops_submitted() + 14 + seed % 12;
+            sim.cut_at_op(at, Moment::Middle, end);
+            let open = async { small().env(env.clone()).open("/db").await.map(drop) };
+            assert!(matches!(sim.run(open), Outcome::Cut(_)));
+        }
+        let env = sim.boot();
+        let opened = sim.run(async { small().env(env.clone()).open("/db").await.map(drop) });
+        opened.unwrap().unwrap();
     }
 }
 

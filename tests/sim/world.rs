@@ -288,7 +288,7 @@ impl World {
             self.commits.iter().filter(durable).filter(behind)
         };
         let first_end = lost().map(|c| c.end).min().unwrap_or(u64::MAX);
-        last >= self.noted && self.reopened.is_none() && !lost().any(|c| c.begin > first_end)
+        last >= self.noted && !lost().any(|c| c.begin > first_end)
     }
 
     /// Notes a read that found `found` where the database was at `at`.
