@@ -69,7 +69,8 @@ pub(crate) fn play(seed: u64) -> Report {
 impl History {
     fn play(&mut self) {
         let context = Rc::clone(&self.context);
-        let watches = self.context.plan.class != Class::Lying && self.chance.one_in(4);
+        let undisturbed = !matches!(self.context.plan.class, Class::Lying | Class::Damaged);
+        let watches = undisturbed && self.chance.one_in(4);
         let finding = watches.then(|| disk::watch(&context));
         let mut left = self.context.plan.lives;
         // More cuts of recoveries than a history ever has.
