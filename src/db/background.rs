@@ -1,7 +1,7 @@
 //! Background tasks: how they are started, what their end means, and what they share.
 //!
 //! Invariants:
-//! 1. A task that panics stops writing: the pipeline fails, and nobody waits for it for ever.
+//! 1. A task that panics stops writing. Once writing has stopped nobody waits for it for ever.
 //! 2. All tasks but the trash end after `begin_close`; `close` awaits them.
 //! 3. A manifest edit that failed once it had begun stops writing: what is on disk then is no
 //!    longer known. One that found no space for itself changed nothing, and may be repeated.
@@ -39,6 +39,7 @@ pub(super) fn start(core: &Arc<Core>) {
 async fn log_and_note(core: Arc<Core>) {
     let (pipeline, clock) = (core.pipeline.clone(), core.env.clock().clone());
     log_task::run(pipeline, clock, core.metrics.clone()).await;
+    core.tell_failure();
     if core.pipeline.failure().is_some()
         || core.pipeline.durable() <= core.versions.durable_seqno().await
     {
@@ -60,8 +61,7 @@ where
             let failure = Error::new(ErrorKind::FailStop, sentence);
             shared.pipeline.fail(&failure);
             shared.refuse_requests(&failure);
-            shared.flushed_event.notify(usize::MAX);
-            shared.version_event.notify(usize::MAX);
+            shared.tell_failure();
             std::panic::resume_unwind(panic);
         }
     })
@@ -85,6 +85,16 @@ pub(super) async fn remove(fs: &Fs, dir: &std::path::Path, name: FileName) {
 }
 
 impl Core {
+    /// If writing has stopped, tells those who wait for what will not come any more: memory, a
+    /// flush, a merge. The log task ends with every failure, and calls this then.
+    pub(super) fn tell_failure(&self) {
+        if let Some(failure) = self.pipeline.failure() {
+            self.throttle.refuse(&failure);
+            self.flushed_event.notify(usize::MAX);
+            self.version_event.notify(usize::MAX);
+        }
+    }
+
     /// Applies an edit to the manifest and hands the new version to `install` before any other
     /// edit is applied. A failure stops writing unless nothing was changed (invariant 3): then
     /// the tables that the edit would have added are removed.

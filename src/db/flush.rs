@@ -35,7 +35,8 @@ pub(super) async fn run(core: Arc<Core>) {
     loop {
         let listener = core.pipeline.sealed_event.listen();
         if core.is_closed() || core.pipeline.failure().is_some() {
-            return;
+            // Whoever was refused for want of space must not hear that it may come back.
+            return core.tell_failure();
         }
         if core.throttle.is_waited_for() && core.oldest_sealed().is_none() {
             // The credits that somebody waits for are in the active memtable. When sealing is
@@ -51,9 +52,11 @@ pub(super) async fn run(core: Arc<Core>) {
                 pause = RETRY_MIN;
                 *core.flush_error.lock() = None;
                 core.throttle.admit();
+                // The admission may have undone a refusal that came between.
                 if core.is_closed() {
-                    // The admission may have undone the refusal of a close that came between.
                     core.throttle.refuse(&Error::closed());
+                } else if let Some(failure) = core.pipeline.failure() {
+                    core.throttle.refuse(&failure);
                 }
             }
             Err(_) if core.is_closed() => return,
@@ -142,6 +145,9 @@ impl Core {
         loop {
             let listener = self.version_event.listen();
             self.check_open()?;
+            if let Some(failure) = self.pipeline.failure() {
+                return Err(failure);
+            }
             let runs = self.versions.current().levels().first().map_or(0, |l| l.runs.len());
             if runs < runs_max || self.merge_error.lock().is_some() {
                 return Ok(());

@@ -5,6 +5,7 @@
 //!    is large, or when the log closes; a lone commit waits for no timer.
 //! 2. When the log has been idle for [`MARK_DELAY`] and the last sync is not yet told by a record,
 //!    a mark tells it. The sync of a mark asks for no further mark.
+//! 3. Nothing becomes durable after a failure: what succeeds then may stand behind a gap.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -137,10 +138,14 @@ impl Pipeline {
         Work::Sync(segments, state.taken)
     }
 
-    /// Everything up to `seqno` is durable; `buf` may serve again.
+    /// The group or sync that ends with `seqno` has succeeded: everything up to it is durable,
+    /// unless one before it has failed. `buf` may serve again.
     pub(crate) fn made_durable(&self, seqno: SeqNo, buf: Option<AlignedBuf>) {
         let mut wakers = Wakers::new();
         let mut state = self.state.lock();
+        if state.failure.is_some() {
+            return;
+        }
         if seqno > self.durable() {
             // Order: Release pairs with the Acquire of `durable`.
             self.durable.store(seqno, Ordering::Release);

@@ -11,7 +11,8 @@
 //! 3. A manifest is appended to only by the process that created it. After any failed write or
 //!    sync the writer is not used again.
 //! 4. At least one unit behind the last record belongs to the file: a file that ends sooner was
-//!    cut short. Space is there before it is written to, so that a torn write never shortens it.
+//!    cut short. The length of the file is durable before a record is written that needs it, so
+//!    that no crash shortens it.
 //! 5. CURRENT is replaced only when the manifest that it will name is durable, its name included.
 //!
 //! Reading stops at the first bad record. If any valid record header behind it declares the
@@ -32,6 +33,9 @@ use super::format::{self, BadHeader, CURRENT_BYTES, UNIT};
 
 /// The file is extended in steps of this size, so that an append finds its space reserved.
 const ALLOCATE_BYTES: u64 = 256 * 1024;
+/// With less than this left the file is extended, so that the sync of the edit at hand makes the
+/// length durable for the next one.
+const AHEAD_BYTES: u64 = 32 * 1024;
 /// A manifest beyond this size was not written by us; reading it would need unbounded memory.
 const MANIFEST_BYTES_MAX: u64 = 1 << 30;
 
@@ -43,6 +47,8 @@ pub(super) struct Writer {
     position: u64,
     /// Bytes of the file that are allocated.
     allocated: u64,
+    /// Bytes of the file that a crash leaves.
+    kept: u64,
     chain: u32,
     /// The number of the last edit in force.
     edit: u64,
@@ -63,9 +69,12 @@ impl Writer {
             OpenOptions { write: true, create_new: true, direct: false, class: Class::Background };
         let file = fs.open(path, options).await?;
         let chain = record::chain_start(id);
-        let mut writer = Writer { file, id, position: UNIT as u64, allocated: 0, chain, edit: 0 };
+        let mut writer =
+            Writer { file, id, position: UNIT as u64, allocated: 0, kept: 0, chain, edit: 0 };
         let payload = encode(snapshot);
         writer.reserve(&payload).await?;
+        // Nothing refers to this file yet: all of it becomes durable at once.
+        writer.kept = writer.allocated;
         let header = format::encode_header(id);
         write(&writer.file, &header, 0).await?;
         writer.append(&payload).await?;
@@ -91,15 +100,23 @@ impl Writer {
     /// Makes sure that the file has space for an edit. Failing changes nothing: the writer stays
     /// usable.
     pub(super) async fn reserve(&mut self, payload: &[u8]) -> Result<()> {
-        // The mark, and the spare unit (invariant 4).
-        let end = self.position + span(payload.len()) + 2 * UNIT as u64;
-        if end > self.allocated {
-            let len = end.next_multiple_of(ALLOCATE_BYTES);
-            self.file.allocate(len).await?;
-            self.allocated = len;
+        let end = self.end_of(payload);
+        if end + AHEAD_BYTES > self.allocated {
+            let len = (end + AHEAD_BYTES).next_multiple_of(ALLOCATE_BYTES);
+            match self.file.allocate(len).await {
+                Ok(()) => self.allocated = len,
+                Err(error) if end > self.allocated => return Err(error.into()),
+                Err(error) => tracing::warn!(%error, "the manifest is not extended ahead of time"),
+            }
         }
         assert!(end <= self.allocated);
         Ok(())
+    }
+
+    /// Where the file may end when `payload` has been appended: behind the edit, its mark and the
+    /// spare unit (invariant 4).
+    fn end_of(&self, payload: &[u8]) -> u64 {
+        self.position + span(payload.len()) + 2 * UNIT as u64
     }
 
     /// Appends an edit; in force when it returns. After an error, or when dropped midway, the
@@ -108,8 +125,14 @@ impl Writer {
         let number = self.edit + 1;
         assert_eq!(self.position % UNIT as u64, 0, "records begin at units");
         let count = 1;
+        if self.end_of(payload) > self.kept {
+            // A large edit, or one that could not be prepared for.
+            self.file.sync_data().await?;
+            self.kept = self.allocated;
+        }
         self.write_record(RecordType::Edit, number, count, self.edit, payload).await?;
         self.file.sync_data().await?;
+        self.kept = self.allocated;
         self.write_record(RecordType::Mark, number + 1, 0, number, &[]).await?;
         self.file.sync_data().await?;
         self.edit = number;

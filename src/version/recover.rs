@@ -4,7 +4,9 @@
 //! 1. A directory without CURRENT is new only if a crash inside the creation can explain it:
 //!    nothing of ours but the first manifest, CURRENT.tmp and LOCK. Otherwise CURRENT was lost.
 //! 2. Every number in the directory, referred to or not, is below the state's next file number.
-//! 3. Nothing is deleted but the left-overs of a creation that never took place.
+//! 3. The names that are seen are durable before anything is built on them: a process that was
+//!    killed may have left them in the page cache, and what is written next must not outlive them.
+//! 4. Nothing is deleted but the left-overs of a creation that never took place.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -42,6 +44,7 @@ pub(super) enum Found {
 /// Looks at `dir`, and reads its manifest.
 pub(super) async fn find(fs: &Fs, dir: &Path) -> Result<Found> {
     let mut lens: HashMap<FileName, u64> = HashMap::new();
+    fs.sync_dir(dir).await?;
     for entry in fs.list_dir(dir).await? {
         let name = FileName::parse(&entry.name).filter(|_| entry.is_file);
         if let Some(name) = name.filter(|name| name.number().is_none_or(|n| n <= NUMBER_MAX)) {

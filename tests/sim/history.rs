@@ -1,271 +1,196 @@
-//! One history: a machine, its lives, what its clients wrote, and what must be there afterwards.
+//! One history: a machine from a seed, its lives and their ends.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
-use seerdb::{DB, DBOptions, Durability, Error};
-use seerdb_io::Env;
+use seerdb::Durability;
 use seerdb_io::sim::{Chance, LifeEnd, Moment, Options, Outcome, Sim};
 
-/// What kind of history it shall be.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Rules {
-    /// Enough writes for flushes and merges.
-    pub(crate) large: bool,
+use super::context::Context;
+use super::damage;
+use super::disk;
+use super::life::{Ending, Life};
+use super::plan::{Class, Plan, draw_options};
+use super::world::World;
+
+/// What a history came to, for the report.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Report {
+    pub(crate) histories: u64,
+    pub(crate) lives: u64,
+    pub(crate) crashes: u64,
+    pub(crate) operations: u64,
+    pub(crate) errors: BTreeMap<String, u64>,
+    pub(crate) probes: BTreeMap<&'static str, u64>,
+    pub(crate) trace: u64,
 }
 
-/// A write that a client has begun.
-#[derive(Debug, Clone, Copy)]
-struct Attempt {
-    /// None for a delete.
-    value: Option<u64>,
-    durability: Durability,
-    seqno: Option<u64>,
+impl Report {
+    pub(crate) fn add(&mut self, other: &Report) {
+        self.histories += other.histories;
+        self.lives += other.lives;
+        self.crashes += other.crashes;
+        self.operations += other.operations;
+        for (what, count) in &other.errors {
+            *self.errors.entry(what.clone()).or_default() += count;
+        }
+        for (what, count) in &other.probes {
+            *self.probes.entry(what).or_default() += count;
+        }
+    }
 }
 
-/// What the clients know of each key: the value that a life began with, and the attempts since.
-#[derive(Debug, Default)]
-struct Book {
-    keys: BTreeMap<Vec<u8>, Vec<Attempt>>,
-    next_value: u64,
-}
-
-/// A simulated machine with a database on it.
-pub(crate) struct Machine {
-    sim: Sim,
+/// A seed's history in progress.
+struct History {
+    context: Rc<Context>,
     chance: Chance,
-    rules: Rules,
-    options: DBOptions,
-    book: Rc<RefCell<Book>>,
-    last_end: LifeEnd,
-    pub(crate) lives: u32,
-    pub(crate) writes: u32,
-    pub(crate) merges: u64,
+    lives: u64,
+    crashes: u64,
 }
 
-const CLIENTS: u64 = 3;
-const KEYS: u64 = 8;
-
-fn value(number: u64, key: &[u8], len: usize) -> Vec<u8> {
-    let mut value = number.to_le_bytes().to_vec();
-    value.extend_from_slice(key);
-    value.resize(value.len() + len, (number % 251) as u8);
-    value
-}
-
-fn number(value: &[u8], key: &[u8], seed: u64) -> u64 {
-    let (number, rest) = value.split_at(8);
-    let number = u64::from_le_bytes(number.try_into().unwrap());
-    assert!(rest.starts_with(key), "seed {seed}: a value of another key");
-    let filler = &rest[key.len()..];
-    assert!(filler.iter().all(|b| *b == (number % 251) as u8), "seed {seed}: a broken value");
-    number
-}
-
-impl Machine {
-    pub(crate) fn new(seed: u64, rules: Rules) -> Machine {
-        let mut chance = Chance::new(seed).fork(77);
-        let pick = |chance: &mut Chance, all: &[usize]| *chance.pick(all).unwrap();
-        let durability = [Durability::Synced, Durability::Written, Durability::Buffered];
-        let options = DBOptions::new()
-            .memory_budget(1 << 20)
-            .memtable_bytes(pick(&mut chance, &[1 << 10, 4 << 10, 32 << 10]))
-            .wal_segment_bytes(pick(&mut chance, &[16 << 10, 32 << 10]))
-            .block_bytes(pick(&mut chance, &[64, 512, 4096]))
-            .table_bytes(pick(&mut chance, &[1 << 10, 8 << 10]))
-            .cache_bytes(if rules.large { 24 << 10 } else { 256 << 10 })
-            .durability(*chance.pick(&durability).unwrap());
-        let sim = Sim::new(seed, Options { trace: traced(), ..Options::default() });
-        let book = Rc::default();
-        let last_end = LifeEnd::Kill;
-        let (lives, writes, merges) = (0, 0, 0);
-        Machine { sim, chance, rules, options, book, last_end, lives, writes, merges }
+/// Plays the history of `seed`; panics when the engine breaks its contract.
+pub(crate) fn play(seed: u64) -> Report {
+    let traced = std::env::var_os("SEERDB_SIM_TRACE").is_some();
+    let mut chance = Chance::new(seed).fork(1);
+    let plan = Plan::draw(&mut chance);
+    let hostile = matches!(plan.class, Class::Hostile | Class::Lying);
+    let options = Options { hostile, trace: traced, steps_max: 3_000_000, ..Options::default() };
+    let world = World::new(seed, &mut chance);
+    let context = Rc::new(Context::new(Sim::new(seed, options), plan, world));
+    let mut history = History { context, chance, lives: 0, crashes: 0 };
+    match traced {
+        true => history.play_traced(),
+        false => history.play(),
     }
+    history.report()
+}
 
-    pub(crate) fn trace_hash(&self) -> u64 {
-        self.sim.trace_hash()
-    }
-
-    /// Lives and dies this many times, and checks after each.
-    pub(crate) fn play(&mut self, lives: u32) {
-        for _ in 0..lives {
-            self.live();
-            self.recover();
+impl History {
+    fn play(&mut self) {
+        let context = Rc::clone(&self.context);
+        let undisturbed = !matches!(self.context.plan.class, Class::Lying | Class::Damaged);
+        let watches = undisturbed && self.chance.one_in(4);
+        let finding = watches.then(|| disk::watch(&context));
+        let mut left = self.context.plan.lives;
+        // More cuts of recoveries than a history ever has.
+        for _ in 0..60 {
+            let is_last = left == 0;
+            left = left.saturating_sub(u64::from(self.chance.one_in(2)));
+            let ending = self.live(is_last);
+            let told = finding.as_ref().and_then(|finding| finding.lock().take());
+            assert!(told.is_none(), "{}", told.unwrap_or_default());
+            if is_last && ending.is_some() || ending == Some(Ending::Damaged) {
+                break;
+            }
+            if self.context.plan.class == Class::Damaged && self.chance.one_in(2) {
+                damage::try_one(&context, &mut self.chance);
+            }
         }
-        if traced() {
-            eprintln!("{}", self.sim.trace());
+        if context.sim.is_alive() {
+            context.sim.kill();
         }
     }
 
-    /// One life: open, write, and be cut somewhere.
-    fn live(&mut self) {
-        let env = self.sim.boot();
+    fn play_traced(&mut self) {
+        let played = catch_unwind(AssertUnwindSafe(|| self.play()));
+        if let Err(panic) = played {
+            let context = &self.context;
+            eprintln!("{}\n{:#?}", context.sim.trace(), context.plan);
+            resume_unwind(panic);
+        }
+    }
+
+    /// One life; none when it was cut.
+    fn live(&mut self, is_last: bool) -> Option<Ending> {
+        let context = Rc::clone(&self.context);
+        let sim = &context.sim;
+        context.injected_before.set(sim.injected().len());
+        let env = sim.boot();
         self.lives += 1;
-        let seed = self.sim.seed();
-        let span = if self.rules.large { 3000 } else { 200 };
-        let at = self.sim.ops_submitted() + 1 + self.chance.below(span);
+        if !is_last && !self.chance.one_in(6) {
+            self.draw_cut();
+        }
+        let levels = [Durability::Synced, Durability::Written, Durability::Buffered];
+        let durability = *self.chance.pick(&levels).unwrap();
+        let life = Life {
+            context: Rc::clone(&context),
+            env: env.clone(),
+            options: draw_options(&mut self.chance).durability(durability),
+            durability,
+            chance: self.chance.fork(self.lives),
+            is_last,
+        };
+        let opens = context.world().probes.get("opens").copied();
+        let outcome = sim.run(life.run());
+        let (ending, end) = match outcome {
+            Outcome::Cut(end) => (None, end),
+            Outcome::Done(ending) => (Some(ending), self.end()),
+            Outcome::Stuck(stuck) => panic!("O7: {stuck}"),
+            Outcome::Exhausted(steps) => panic!("O7: no end after {steps} polls"),
+        };
+        drop(env);
+        if ending.is_none() && opens == context.world().probes.get("opens").copied() {
+            context.world().probe("recoveries cut");
+        }
+        self.ended(end);
+        ending
+    }
+
+    /// Where the next cut comes: often so soon that it hits the recovery.
+    fn draw_cut(&mut self) {
+        let span = if self.chance.one_in(3) { 60 } else { self.context.plan.span };
+        let at = self.context.sim.ops_submitted() + 1 + self.chance.below(span);
         let moment = if self.chance.one_in(2) { Moment::Before } else { Moment::Middle };
         let end = match self.chance.below(3) {
             0 => LifeEnd::Kill,
             _ => LifeEnd::PowerCut(None),
         };
-        self.sim.cut_at_op(at, moment, end);
-        let count = if self.rules.large { 150 } else { 25 };
-        let plans: Vec<Chance> = (0..CLIENTS).map(|c| self.chance.fork(c)).collect();
-        let (options, book) = (self.options.clone().env(env.clone()), Rc::clone(&self.book));
-        let outcome = self.sim.run(async {
-            let db = options.open("/db").await.unwrap_or_else(|e| fail(seed, "open", &e));
-            let clients: Vec<_> = (0..CLIENTS)
-                .zip(plans)
-                .map(|(id, plan)| {
-                    let task = client(db.clone(), id, plan, count, Rc::clone(&book));
-                    self.sim.spawn(format!("client {id}"), task)
-                })
-                .collect();
-            for client in clients {
-                client.await.unwrap();
-            }
-            let merges = db.stats().compactions;
-            drop(db);
-            merges
-        });
-        let end = match outcome {
-            Outcome::Done(merges) => {
-                self.merges += merges;
-                let cut = LifeEnd::PowerCut(None);
-                let drawn = if self.chance.one_in(2) { LifeEnd::Kill } else { cut };
-                match drawn {
-                    LifeEnd::Kill => self.sim.kill(),
-                    LifeEnd::PowerCut(cut) => self.sim.power_cut(cut),
-                }
-                drawn
-            }
-            Outcome::Cut(end) => end,
-            Outcome::Stuck(stuck) => panic!("seed {seed}: {stuck}"),
-            Outcome::Exhausted(steps) => panic!("seed {seed}: no end after {steps} polls"),
-        };
-        self.writes += u32::try_from(self.book.borrow().next_value).unwrap() - self.writes;
-        drop(env);
-        self.last_end = end;
+        self.context.sim.cut_at_op(at, moment, end);
     }
 
-    /// The next life reads everything; sometimes it is cut as well, while it recovers.
-    fn recover(&mut self) {
-        let seed = self.sim.seed();
-        let mut survived = matches!(self.last_end, LifeEnd::Kill);
-        loop {
-            let env = self.sim.boot();
-            self.lives += 1;
-            if self.chance.one_in(3) {
-                let at = self.sim.ops_submitted() + 1 + self.chance.below(60);
-                let end =
-                    if self.chance.one_in(4) { LifeEnd::Kill } else { LifeEnd::PowerCut(None) };
-                self.sim.cut_at_op(at, Moment::Middle, end);
-            }
-            let keys: Vec<Vec<u8>> = self.book.borrow().keys.keys().cloned().collect();
-            let found = self.sim.run(read_all(env, self.options.clone(), keys, seed));
-            match found {
-                Outcome::Cut(LifeEnd::Kill) => {}
-                Outcome::Cut(LifeEnd::PowerCut(_)) => survived = false,
-                other => {
-                    check(&mut self.book.borrow_mut(), &other.unwrap(), survived, seed);
-                    return;
-                }
-            }
+    /// Ends a life that ran to its end.
+    fn end(&mut self) -> LifeEnd {
+        let end = if self.chance.one_in(2) { LifeEnd::Kill } else { LifeEnd::PowerCut(None) };
+        match end {
+            LifeEnd::Kill => self.context.sim.kill(),
+            LifeEnd::PowerCut(cut) => self.context.sim.power_cut(cut),
         }
+        end
     }
-}
 
-fn traced() -> bool {
-    std::env::var_os("SEERDB_SIM_TRACE").is_some()
-}
+    fn ended(&mut self, end: LifeEnd) {
+        let sim = &self.context.sim;
+        self.crashes += u64::from(!self.context.world().closing);
+        // R5: a failed sync may have dropped pages of the log that a kill would have kept.
+        let before = self.context.injected_before.get();
+        let dropped = sim
+            .injected()
+            .iter()
+            .skip(before)
+            .any(|fault| fault.rule == "R5" || self.context.plan.class == Class::Lying);
+        let keeps = end == LifeEnd::Kill && !dropped;
+        sim.set_capacity(None);
+        self.context.was_full.set(false);
+        let mut world = self.context.world();
+        world.life_ended(keeps);
+        let probe = if end == LifeEnd::Kill { "kills" } else { "power cuts" };
+        world.probe(probe);
+    }
 
-fn fail<T>(seed: u64, what: &str, e: &Error) -> T {
-    panic!("seed {seed}: {what}: {e}")
-}
-
-async fn client(db: DB, id: u64, mut chance: Chance, count: u64, book: Rc<RefCell<Book>>) {
-    for _ in 0..chance.below(count) {
-        let key = format!("{id}/{}", chance.below(KEYS)).into_bytes();
-        let all = [Durability::Synced, Durability::Written, Durability::Buffered];
-        let durability = *chance.pick(&all).unwrap();
-        let deletes = chance.one_in(5);
-        let number = {
-            let mut book = book.borrow_mut();
-            book.next_value += 1;
-            let number = book.next_value;
-            let value = (!deletes).then_some(number);
-            let attempt = Attempt { value, durability, seqno: None };
-            book.keys.entry(key.clone()).or_default().push(attempt);
-            number
-        };
-        let len = if chance.one_in(10) { 3000 } else { chance.index(300) };
-        let written = if deletes {
-            db.delete(&key).durability(durability).await
-        } else {
-            db.put(&key, value(number, &key, len)).durability(durability).await
-        };
-        let Ok(seqno) = written else { return };
-        book.borrow_mut().keys.get_mut(&key).unwrap().last_mut().unwrap().seqno = Some(seqno);
-        if chance.one_in(30) && db.flush().await.is_err() {
-            return;
+    fn report(&self) -> Report {
+        let mut world = self.context.world();
+        for fault in self.context.sim.injected() {
+            world.probe(fault.what);
         }
-        if chance.one_in(3) && db.get(&key).await.is_err() {
-            return;
+        Report {
+            histories: 1,
+            lives: self.lives,
+            crashes: self.crashes,
+            operations: world.probes.get("operations").copied().unwrap_or(0),
+            errors: world.errors.clone(),
+            probes: world.probes.clone(),
+            trace: self.context.sim.trace_hash(),
         }
-    }
-}
-
-type Found = BTreeMap<Vec<u8>, Option<u64>>;
-
-async fn read_all(env: Env, options: DBOptions, keys: Vec<Vec<u8>>, seed: u64) -> Found {
-    let db = options.env(env).open("/db").await.unwrap_or_else(|e| fail(seed, "reopen", &e));
-    let mut found = Found::new();
-    for key in keys {
-        let got = db.get(&key).await.unwrap_or_else(|e| fail(seed, "get", &e));
-        found.insert(key.clone(), got.map(|value| number(&value, &key, seed)));
-    }
-    db.close().await.unwrap_or_else(|e| fail(seed, "close", &e));
-    found
-}
-
-/// The recovered state is a prefix of the commit order with every durable write in it.
-fn check(book: &mut Book, found: &Found, survived: bool, seed: u64) {
-    // The place of each found value among the attempts of its key.
-    let place = |attempts: &[Attempt], value: Option<u64>| {
-        attempts.iter().rposition(|attempt| attempt.value == value)
-    };
-    let mut last = 0;
-    for (key, attempts) in &book.keys {
-        let value = found[key];
-        if let Some(at) = place(attempts, value).filter(|_| value.is_some()) {
-            last = last.max(attempts[at].seqno.unwrap_or(0));
-        }
-    }
-    for (key, attempts) in &mut book.keys {
-        let (name, value) = (String::from_utf8_lossy(key).into_owned(), found[key]);
-        let at = place(attempts, value);
-        assert!(at.is_some() || value.is_none(), "seed {seed}: {name} has a value from nowhere");
-        let must = |attempt: &Attempt| {
-            attempt.seqno.is_some_and(|seqno| {
-                attempt.durability == Durability::Synced
-                    || survived && attempt.durability == Durability::Written
-                    || seqno <= last
-            })
-        };
-        let floor = attempts.iter().rposition(must);
-        let ok = match (floor, at) {
-            (None, _) => true,
-            (Some(floor), Some(at)) => at >= floor,
-            (Some(_), None) => false,
-        };
-        assert!(
-            ok,
-            "seed {seed}: {name} is at {at:?} of {attempts:?}, must be at {floor:?} at least; \
-             the last seqno found is {last}"
-        );
-        let settled = Attempt { value, durability: Durability::Synced, seqno: Some(0) };
-        *attempts = vec![settled];
     }
 }

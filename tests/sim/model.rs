@@ -1,0 +1,307 @@
+//! Judging what was read and recovered: the replay of the commit order, and the search for the
+//! places of commits whose seqno nobody knows.
+//!
+//! Acknowledged commits have seqnos, so they are totally ordered. What was in flight at a crash,
+//! dropped, or indeterminate may have taken any gap in the seqnos up to the recovered one; every
+//! gap must be filled exactly, in an order that real time and the recovered contents allow.
+
+use std::collections::BTreeSet;
+
+use super::world::{Commit, Fate, Key, Read, Seqno, Value, World};
+
+/// More steps than any solvable case of a history takes.
+const NODES_MAX: u64 = 300_000;
+
+/// What an open has found of a key; none when the medium refused it.
+pub(crate) type Found = Option<Option<Value>>;
+
+/// Versions of one key, by seqno.
+type Versions = Vec<(Seqno, Option<Value>)>;
+
+/// What a resolution has found out.
+pub(crate) struct Settled {
+    versions: Vec<Versions>,
+    /// Keys whose versions are not known for certain.
+    fuzzy: Vec<bool>,
+    /// Commits that took place though nobody was told.
+    pub(crate) silent: usize,
+    /// Commits behind the recovered seqno.
+    pub(crate) lost: usize,
+    pub(crate) ambiguous: bool,
+}
+
+fn at(versions: &Versions, seqno: Seqno) -> Option<Value> {
+    let index = versions.partition_point(|(s, _)| *s <= seqno);
+    index.checked_sub(1).and_then(|index| versions[index].1)
+}
+
+impl World {
+    /// Finds a commit order that explains why a database is at `last` with these contents.
+    pub(crate) fn explain(&self, last: Seqno, found: &[Found]) -> Result<Settled, String> {
+        let mut acked: Vec<&Commit> =
+            self.commits.iter().filter(|c| c.seqnos().is_some()).collect();
+        acked.sort_by_key(|c| c.seqnos());
+        self.check_order(&acked)?;
+        let mut versions: Vec<Versions> =
+            self.state.iter().map(|value| vec![(self.base, *value)]).collect();
+        let (mut gaps, mut next, mut lost) = (Vec::new(), self.base + 1, 0);
+        for commit in &acked {
+            let (first, end) = commit.seqnos().unwrap();
+            if first <= last && end > last {
+                return Err(format!("a batch was torn at {last}: {commit:?}"));
+            }
+            lost += usize::from(first > last);
+            if first > next && next <= last {
+                gaps.push((next, (first - 1).min(last)));
+            }
+            next = end + 1;
+            add(&mut versions, commit, first);
+        }
+        if next <= last {
+            gaps.push((next, last));
+        }
+        let unknown: Vec<&Commit> = self.commits.iter().filter(|c| c.is_unknown()).collect();
+        let touched: BTreeSet<Key> =
+            unknown.iter().flat_map(|c| c.ops.iter().map(|(key, _)| *key)).collect();
+        for (key, found) in (0..).zip(found) {
+            let expected = at(&versions[key as usize], last);
+            if !touched.contains(&key) && found.is_some_and(|found| found != expected) {
+                let name = self.name(key);
+                return Err(format!(
+                    "{name} is {found:?} at {last}, must be {expected:?}; versions {:?}",
+                    versions[key as usize]
+                ));
+            }
+        }
+        let mut search = Search::new(&unknown, &acked, &versions, found, &touched, last);
+        search.fill(&gaps, gaps.first().map_or(0, |gap| gap.0));
+        let Some(solution) = search.solutions.first() else {
+            return Err(self.unexplained(&search, &gaps, last, found));
+        };
+        let ambiguous = search.solutions.len() > 1;
+        let silent = solution.len();
+        for (index, first) in solution.clone() {
+            if !ambiguous {
+                add(&mut versions, unknown[index], first);
+            }
+        }
+        for versions in &mut versions {
+            versions.sort_by_key(|(seqno, _)| *seqno);
+        }
+        let mut fuzzy = vec![false; self.keys.len()];
+        for (index, commit) in unknown.iter().enumerate() {
+            let is_placed = solution.iter().any(|(placed, _)| *placed == index);
+            for (key, _) in commit.ops.iter().filter(|_| ambiguous || !is_placed) {
+                fuzzy[*key as usize] = true;
+            }
+        }
+        Ok(Settled { versions, fuzzy, silent, lost, ambiguous })
+    }
+
+    /// Seqnos of acknowledged commits: apart from each other, and in the order of real time.
+    fn check_order(&self, acked: &[&Commit]) -> Result<(), String> {
+        let mut before = self.base;
+        for commit in acked {
+            let (first, last) = commit.seqnos().unwrap();
+            if first <= before || first <= commit.after {
+                return Err(format!("seqnos were given twice: {commit:?}, after {before}"));
+            }
+            before = last;
+        }
+        let mut earliest = u64::MAX;
+        for commit in acked.iter().rev() {
+            if commit.begin > earliest {
+                return Err(format!("the order of seqnos is not that of time: {commit:?}"));
+            }
+            earliest = earliest.min(commit.end);
+        }
+        Ok(())
+    }
+
+    fn unexplained(
+        &self,
+        search: &Search<'_>,
+        gaps: &[(Seqno, Seqno)],
+        last: Seqno,
+        found: &[Found],
+    ) -> String {
+        let mut text = format!(
+            "no order of commits explains the state at {last}; base {}, gaps {gaps:?}, {} steps\n",
+            self.base, search.nodes
+        );
+        for commit in &search.unknown {
+            text += &format!("  unknown: {commit:?}\n");
+        }
+        for key in search.touched {
+            let versions = &search.versions[*key as usize];
+            let found = found[*key as usize];
+            text += &format!("  {}: found {found:?} of {versions:?}\n", self.name(*key));
+        }
+        text
+    }
+
+    /// The state is settled: judges all reads and begins anew from here.
+    pub(crate) fn settle(
+        &mut self,
+        last: Seqno,
+        found: &[Found],
+        settled: &Settled,
+    ) -> Result<(), String> {
+        for read in &self.reads {
+            self.judge(read, settled)?;
+        }
+        self.base = last;
+        self.state = found.iter().map(|found| found.flatten()).collect();
+        (self.durable, self.written, self.noted) = (last, last, last);
+        self.commits.clear();
+        self.reads.clear();
+        self.reopened = None;
+        Ok(())
+    }
+
+    fn judge(&self, read: &Read, settled: &Settled) -> Result<(), String> {
+        let versions = &settled.versions[read.key as usize];
+        let expected = at(versions, read.at);
+        let writer = read.found.and_then(|value| {
+            let wrote = |c: &&Commit| c.ops.contains(&(read.key, Some(value)));
+            self.commits.iter().find(wrote)
+        });
+        if let Some(commit) = writer.filter(|c| c.fate == Fate::Indeterminate) {
+            return Err(format!("{read:?} saw a commit that was indeterminate: {commit:?}"));
+        }
+        if read.found == expected {
+            return Ok(());
+        }
+        let may_be = |commit: &Commit| {
+            let writes = |op: &(Key, Option<Value>)| *op == (read.key, read.found);
+            commit.is_unknown() && commit.after < read.at && commit.ops.iter().any(writes)
+        };
+        if settled.fuzzy[read.key as usize] && self.commits.iter().any(may_be) {
+            return Ok(());
+        }
+        let name = self.name(read.key);
+        Err(format!(
+            "{name}: {} at {} found {:?}, must be {expected:?}; versions {versions:?}; base {}; \
+             client {:?} has written it: {writer:?}",
+            read.how,
+            read.at,
+            read.found,
+            self.base,
+            writer.map(|c| c.client)
+        ))
+    }
+}
+
+fn add(versions: &mut [Versions], commit: &Commit, first: Seqno) {
+    for (seqno, (key, value)) in (first..).zip(&commit.ops) {
+        versions[*key as usize].push((seqno, *value));
+    }
+}
+
+/// A search for places of the unknown commits.
+struct Search<'a> {
+    unknown: Vec<&'a Commit>,
+    /// Each unknown commit must end before this seqno: one that began later has it.
+    before: Vec<Seqno>,
+    versions: &'a [Versions],
+    found: &'a [Found],
+    touched: &'a BTreeSet<Key>,
+    last: Seqno,
+    placed: Vec<(usize, Seqno)>,
+    nodes: u64,
+    /// The first two at most.
+    solutions: Vec<Vec<(usize, Seqno)>>,
+}
+
+impl<'a> Search<'a> {
+    fn new(
+        unknown: &[&'a Commit],
+        acked: &[&Commit],
+        versions: &'a [Versions],
+        found: &'a [Found],
+        touched: &'a BTreeSet<Key>,
+        last: Seqno,
+    ) -> Search<'a> {
+        let before = |commit: &&Commit| {
+            let later = acked.iter().filter(|other| other.begin > commit.end);
+            later.filter_map(|other| other.seqnos()).map(|(first, _)| first).min()
+        };
+        Search {
+            before: unknown.iter().map(|c| before(c).unwrap_or(u64::MAX)).collect(),
+            unknown: unknown.to_vec(),
+            versions,
+            found,
+            touched,
+            last,
+            placed: Vec::new(),
+            nodes: 0,
+            solutions: Vec::new(),
+        }
+    }
+
+    /// Fills the gaps from `position` in the first one on.
+    fn fill(&mut self, gaps: &[(Seqno, Seqno)], position: Seqno) {
+        self.nodes += 1;
+        let Some((gap, rest)) = gaps.split_first() else {
+            if self.is_explained() {
+                self.solutions.push(self.placed.clone());
+            }
+            return;
+        };
+        for index in 0..self.unknown.len() {
+            if self.solutions.len() > 1 || self.nodes > NODES_MAX {
+                return;
+            }
+            let end = position + self.unknown[index].len() - 1;
+            if end > gap.1 || !self.fits(index, position) {
+                continue;
+            }
+            self.placed.push((index, position));
+            if end == gap.1 {
+                self.fill(rest, rest.first().map_or(0, |gap| gap.0));
+            } else {
+                self.fill(gaps, end + 1);
+            }
+            self.placed.pop();
+        }
+    }
+
+    fn fits(&self, index: usize, position: Seqno) -> bool {
+        let commit = self.unknown[index];
+        let is_placed = |placed: &(usize, Seqno)| {
+            placed.0 == index || commit.end < self.unknown[placed.0].begin
+        };
+        if position <= commit.after || position >= self.before[index] {
+            return false;
+        }
+        if self.placed.iter().any(is_placed) {
+            return false;
+        }
+        // What an acknowledged commit wrote and was found cannot have been written over.
+        let mut ops = (position..).zip(&commit.ops);
+        ops.all(|(seqno, (key, value))| {
+            let Some(found) = self.found[*key as usize] else { return true };
+            if found.is_none() || found == *value {
+                return true;
+            }
+            let kept = self.versions[*key as usize].iter().find(|version| version.1 == found);
+            kept.is_none_or(|kept| kept.0 > seqno)
+        })
+    }
+
+    fn is_explained(&self) -> bool {
+        self.touched.iter().all(|key| {
+            let Some(found) = self.found[*key as usize] else { return true };
+            let versions = self.versions[*key as usize].iter().filter(|v| v.0 <= self.last);
+            let mut newest = versions.copied().max_by_key(|v| v.0).unwrap_or((0, None));
+            for (index, first) in &self.placed {
+                for (seqno, op) in (*first..).zip(&self.unknown[*index].ops) {
+                    if op.0 == *key && seqno > newest.0 {
+                        newest = (seqno, op.1);
+                    }
+                }
+            }
+            newest.1 == found
+        })
+    }
+}
