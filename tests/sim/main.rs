@@ -11,7 +11,12 @@
     reason = "tests look at the engine from outside, and a panic is how they fail"
 )]
 
+mod book;
+mod exhaustive;
 mod history;
+mod look;
+mod script;
+mod scripts;
 
 use history::{Machine, Rules};
 

@@ -1,0 +1,354 @@
+//! Scripts: the lives of a single client, step by step, and the player that lives them.
+//!
+//! A script is played on a machine, with its model beside it ([`Book`]). A strict player takes any
+//! error for a failure; a tolerant one allows the errors that the contract names, and checks what
+//! each of them promises.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use seerdb::{DB, DBOptions, Durability, Error, ErrorKind, RangeStream, Snapshot};
+use seerdb_io::Env;
+use seerdb_io::sim::{Cut, LifeEnd, Sim};
+
+use crate::book::{Book, Ops, State, locate};
+use crate::look;
+
+pub(crate) const SYNCED: Durability = Durability::Synced;
+pub(crate) const WRITTEN: Durability = Durability::Written;
+pub(crate) const BUFFERED: Durability = Durability::Buffered;
+
+/// How many keys scripts use.
+pub(crate) const KEYS: u8 = 32;
+
+/// The key of a number: prefixes of each other, the empty key, and the highest bytes.
+pub(crate) fn key(number: u8) -> Vec<u8> {
+    assert!(number < KEYS);
+    let stems: [&[u8]; 4] = [b"k", b"ka", b"kab\0", b"k\xff\xff"];
+    match number {
+        0 => Vec::new(),
+        _ => [stems[usize::from(number % 4)], format!("{:02}", number / 4).as_bytes()].concat(),
+    }
+}
+
+/// One step of a script.
+#[derive(Debug, Clone)]
+pub(crate) enum Step {
+    Put(u8, usize, Durability),
+    Delete(u8, Durability),
+    /// Keys and value lengths; no length is a delete.
+    Batch(Vec<(u8, Option<usize>)>, Durability),
+    /// Writes that are all issued before the first is awaited.
+    Burst(Vec<(u8, usize, Durability)>),
+    Flush,
+    Compact,
+    /// Milliseconds in which the client does nothing.
+    Idle(u64),
+    WaitDurable,
+    /// Takes a snapshot, to be looked at by each check from now on.
+    Snapshot,
+    DropSnapshots,
+    /// Opens streams in both directions and takes a little of them.
+    Streams,
+    /// Takes the rest.
+    Drain,
+    /// Compares everything with the model.
+    Check,
+    Verify,
+    /// Closes and opens again.
+    Reopen,
+    /// The process dies, or the power fails, and the next life begins.
+    Die(LifeEnd),
+}
+
+/// Which operations of a script are worth a crash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Watch {
+    All,
+    /// Only those while the fourth manifest or a later one is being made.
+    Roll,
+}
+
+/// A script with the options that it runs under.
+#[derive(Clone)]
+pub(crate) struct Script {
+    pub(crate) name: &'static str,
+    pub(crate) options: DBOptions,
+    pub(crate) steps: Vec<Step>,
+    pub(crate) watch: Watch,
+    /// Whether recoveries are cut as well.
+    pub(crate) twice: bool,
+}
+
+/// The end of a life in which nothing pending is kept.
+pub(crate) const CUT: LifeEnd = LifeEnd::PowerCut(Some(Cut::NoneKept));
+
+/// Plays one script on one machine.
+pub(crate) struct Player<'a> {
+    pub(crate) script: &'a Script,
+    pub(crate) sim: &'a Sim,
+    pub(crate) book: Arc<Mutex<Book>>,
+    pub(crate) tolerant: bool,
+}
+
+/// An open database and what the client holds of it.
+struct Session {
+    db: DB,
+    snapshots: Vec<(Snapshot, Arc<State>)>,
+    streams: Vec<(RangeStream, Vec<(Vec<u8>, Vec<u8>)>)>,
+}
+
+impl Player<'_> {
+    /// Plays the script to its end; panics when something is wrong.
+    pub(crate) fn play(&self) {
+        let mut steps = self.script.steps.as_slice();
+        let mut end = None;
+        loop {
+            let at = steps.iter().position(|step| matches!(step, Step::Die(_)));
+            let (life, rest) = steps.split_at(at.unwrap_or(steps.len()));
+            let env = self.sim.boot();
+            self.sim.run(self.live(env, life, end)).unwrap();
+            let Some((Step::Die(next), rest)) = rest.split_first() else { return };
+            match next {
+                LifeEnd::Kill => self.sim.kill(),
+                LifeEnd::PowerCut(cut) => self.sim.power_cut(*cut),
+            }
+            (steps, end) = (rest, Some(*next));
+        }
+    }
+
+    fn what(&self, step: &str) -> String {
+        format!("{}: {step}", self.script.name)
+    }
+
+    /// Whether this error may be: strict players allow none.
+    fn allow(&self, step: &str, error: &Error) {
+        use ErrorKind::{FailStop, Indeterminate, Io, NoSpace};
+        let typed = matches!(error.kind(), FailStop | Indeterminate | Io | NoSpace);
+        assert!(self.tolerant && typed, "{}: {error:?}", self.what(step));
+    }
+
+    async fn open(&self, env: &Env) -> Option<DB> {
+        // A fault that happens once is over at the second attempt.
+        for _ in 0..2 {
+            match self.script.options.clone().env(env.clone()).open("/db").await {
+                Ok(db) => return Some(db),
+                Err(error) => self.allow("open", &error),
+            }
+        }
+        None
+    }
+
+    async fn live(&self, env: Env, steps: &[Step], end: Option<LifeEnd>) {
+        let Some(db) = self.open(&env).await else { return };
+        if let Some(end) = end
+            && !self.settle_epoch(&db, end).await
+        {
+            return;
+        }
+        let mut session = Session { db, snapshots: Vec::new(), streams: Vec::new() };
+        for step in steps {
+            if let Step::Reopen = step {
+                let closed = session.db.close().await;
+                match &closed {
+                    Ok(()) => self.book().all_durable(),
+                    Err(error) => self.allow("close", error),
+                }
+                drop(session);
+                let Some(db) = self.open(&env).await else { return };
+                if closed.is_err() && !self.settle_epoch(&db, LifeEnd::Kill).await {
+                    return;
+                }
+                session = Session { db, snapshots: Vec::new(), streams: Vec::new() };
+            } else {
+                self.step(&env, &mut session, step).await;
+            }
+        }
+        if session.db.close().await.map_err(|error| self.allow("close", &error)).is_ok() {
+            self.book().all_durable();
+        }
+    }
+
+    /// Finds out what a crash has left; `false` when it cannot be read.
+    async fn settle_epoch(&self, db: &DB, end: LifeEnd) -> bool {
+        let found = match look::scan(db.iter()).await {
+            Ok(pairs) => pairs.into_iter().collect::<State>(),
+            Err(error) => {
+                self.allow("scan", &error);
+                return false;
+            }
+        };
+        let mut book = self.book();
+        let bounds = book.bounds(end == LifeEnd::Kill);
+        locate(book.states(), bounds, &found, &self.what("next life"));
+        book.begin_epoch(found);
+        true
+    }
+
+    pub(crate) fn book(&self) -> std::sync::MutexGuard<'_, Book> {
+        self.book.lock().unwrap()
+    }
+
+    async fn step(&self, env: &Env, session: &mut Session, step: &Step) {
+        let name = format!("{step:?}");
+        match step {
+            Step::Put(number, len, durability) => {
+                self.burst(&session.db, &[(*number, *len, *durability)]).await;
+            }
+            Step::Burst(all) => self.burst(&session.db, all).await,
+            Step::Delete(number, durability) => {
+                let ops = vec![(key(*number), None)];
+                let write = session.db.delete(key(*number)).durability(*durability);
+                self.commit(&session.db, ops, *durability, write.into_future()).await;
+            }
+            Step::Batch(all, durability) => self.batch(&session.db, all, *durability).await,
+            Step::Flush => {
+                // What is flushed is durable, and so is what comes before it.
+                let done = session.db.flush().await;
+                self.note(&name, done, |book| book.all_durable());
+            }
+            Step::Compact => {
+                let done = session.db.compact_range(..).await;
+                self.note(&name, done, |book| book.all_durable());
+            }
+            Step::Idle(millis) => {
+                env.clock().sleep(Duration::from_millis(*millis)).await;
+                if *millis >= 20 && self.is_well(&session.db).await {
+                    self.book().all_written();
+                }
+            }
+            Step::WaitDurable => {
+                let last = self.book().last_seqno();
+                if let Some(last) = last {
+                    let done = session.db.wait_durable(last).await;
+                    self.note(&name, done, |book| book.all_durable());
+                }
+            }
+            Step::Snapshot => {
+                let live = self.book().live();
+                session.snapshots.push((session.db.snapshot(), live));
+            }
+            Step::DropSnapshots => session.snapshots.clear(),
+            Step::Streams => self.streams(session).await,
+            Step::Drain => {
+                for (stream, expected) in session.streams.drain(..) {
+                    self.compare(&name, look::scan(stream).await, &expected);
+                }
+            }
+            Step::Check => self.check(session).await,
+            Step::Verify => {
+                let done = session.db.verify().await;
+                self.note(&name, done, |_| ());
+            }
+            Step::Reopen | Step::Die(_) => unreachable!("not a step within a session"),
+        }
+        self.book().durable_upto(session.db.durable_seqno());
+    }
+
+    /// Whether writing has not failed.
+    async fn is_well(&self, db: &DB) -> bool {
+        !self.tolerant || db.batch().commit().await.is_ok() && db.flush().await.is_ok()
+    }
+
+    fn note(&self, step: &str, done: Result<(), Error>, then: impl FnOnce(&mut Book)) {
+        match done {
+            Ok(()) => then(&mut self.book()),
+            Err(error) => self.allow(step, &error),
+        }
+    }
+
+    async fn burst(&self, db: &DB, all: &[(u8, usize, Durability)]) {
+        let writes = all.iter().map(|(number, len, durability)| {
+            let key = key(*number);
+            let value = self.book().value(&key, *len);
+            let write = db.put(&key, value.clone()).durability(*durability).into_future();
+            self.commit(db, vec![(key, Some(value))], *durability, write)
+        });
+        futures::future::join_all(writes).await;
+    }
+
+    async fn batch(&self, db: &DB, all: &[(u8, Option<usize>)], durability: Durability) {
+        let (mut batch, mut ops) = (db.batch(), Ops::new());
+        for (number, len) in all {
+            let key = key(*number);
+            let value = len.map(|len| self.book().value(&key, len));
+            match &value {
+                Some(value) => batch.put(&key, value.clone()),
+                None => batch.delete(&key),
+            };
+            ops.push((key, value));
+        }
+        self.commit(db, ops, durability, batch.commit().durability(durability).into_future()).await;
+    }
+
+    async fn commit(
+        &self,
+        db: &DB,
+        ops: Ops,
+        durability: Durability,
+        write: impl Future<Output = Result<u64, Error>>,
+    ) {
+        let number = self.book().issue(ops);
+        match write.await {
+            Ok(seqno) => {
+                let mut book = self.book();
+                book.acknowledge(number, durability, seqno);
+                book.durable_upto(db.durable_seqno());
+            }
+            Err(error) => {
+                self.allow("commit", &error);
+                if error.kind() != ErrorKind::Indeterminate {
+                    self.book().refuse(number);
+                }
+                if error.kind() == ErrorKind::NoSpace {
+                    assert!(self.tolerant);
+                }
+            }
+        }
+    }
+
+    fn compare(
+        &self,
+        step: &str,
+        found: Result<Vec<(Vec<u8>, Vec<u8>)>, Error>,
+        expected: &[(Vec<u8>, Vec<u8>)],
+    ) {
+        match found {
+            Ok(found) => look::same(&self.what(step), expected, &found),
+            Err(error) => self.allow(step, &error),
+        }
+    }
+
+    async fn streams(&self, session: &mut Session) {
+        let live = self.book().live();
+        let forward: Vec<_> = live.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+        let reverse: Vec<_> = forward.iter().rev().cloned().collect();
+        for (mut stream, expected) in
+            [(session.db.iter(), forward), (session.db.iter().rev(), reverse)]
+        {
+            let mut first = Vec::new();
+            while first.len() < 3 {
+                match stream.try_next().await {
+                    Ok(Some((key, value))) => first.push((key.to_vec(), value.to_vec())),
+                    Ok(None) => break,
+                    Err(error) => return self.allow("stream", &error),
+                }
+            }
+            let (start, rest) = expected.split_at(expected.len().min(3));
+            look::same(&self.what("stream"), start, &first);
+            session.streams.push((stream, rest.to_vec()));
+        }
+    }
+
+    async fn check(&self, session: &Session) {
+        let live = self.book().live();
+        if let Err(error) = look::everything(&session.db, &live, &self.what("check")).await {
+            self.allow("check", &error);
+        }
+        for (snapshot, state) in &session.snapshots {
+            if let Err(error) = look::snapshot(snapshot, state, &self.what("snapshot")).await {
+                self.allow("snapshot", &error);
+            }
+        }
+    }
+}
