@@ -50,7 +50,9 @@ pub(super) async fn run(core: Arc<Core>) {
             Ok(()) => {
                 pause = RETRY_MIN;
                 *core.flush_error.lock() = None;
-                core.throttle.admit();
+                if !planted!(RefuseForEver) {
+                    core.throttle.admit();
+                }
                 if core.is_closed() {
                     // The admission may have undone the refusal of a close that came between.
                     core.throttle.refuse(&Error::closed());
@@ -93,6 +95,7 @@ async fn flush(core: &Arc<Core>, memtable: &Arc<Memtable>, next: &Arc<Memtable>)
     };
     let released = released.load(Ordering::Relaxed);
     match &outcome {
+        Ok(()) if planted!(LeakCredits) => {}
         Ok(()) => core.throttle.release(total - released),
         // The memtable is still there, and so is its memory.
         Err(_) => core.throttle.take_back(released),
@@ -107,11 +110,16 @@ async fn install(
     next: &Arc<Memtable>,
     outcome: Outcome,
 ) -> Result<()> {
-    let first_live = next.first_wal();
+    let first_live = next.first_wal() + u64::from(planted!(RetireTooMuch));
     let bytes: u64 = outcome.opened.iter().map(|t| t.meta().file_bytes).sum();
+    if planted!(DeleteLogEarly) {
+        for number in core.segments.below(first_live) {
+            remove(core.env.fs(), &core.dir, FileName::Wal(number)).await;
+        }
+    }
     let edit = VersionEdit {
         wals_removed: core.segments.below(first_live),
-        flushed_seqno: Some(memtable.last_seqno()),
+        flushed_seqno: Some(memtable.last_seqno() + u64::from(planted!(FlushedSeqnoTooHigh))),
         ..outcome.edit
     };
     core.apply(edit, outcome.opened, |version| {

@@ -63,7 +63,8 @@ impl Writer {
             OpenOptions { write: true, create_new: true, direct: false, class: Class::Background };
         let file = fs.open(path, options).await?;
         let chain = record::chain_start(id);
-        let mut writer = Writer { file, id, position: UNIT as u64, allocated: 0, chain, edit: 0 };
+        let (position, allocated) = (UNIT as u64, 0);
+        let mut writer = Writer { file, id, position, allocated, chain, edit: 0 };
         let payload = encode(snapshot);
         writer.reserve(&payload).await?;
         let header = format::encode_header(id);
@@ -109,7 +110,14 @@ impl Writer {
         assert_eq!(self.position % UNIT as u64, 0, "records begin at units");
         let count = 1;
         self.write_record(RecordType::Edit, number, count, self.edit, payload).await?;
-        self.file.sync_data().await?;
+        if planted!(SkipSyncsOfManifest) {
+            self.write_record(RecordType::Mark, number + 1, 0, number, &[]).await?;
+            self.edit = number;
+            return Ok(());
+        }
+        if !planted!(SkipSyncOfEdit) {
+            self.file.sync_data().await?;
+        }
         self.write_record(RecordType::Mark, number + 1, 0, number, &[]).await?;
         self.file.sync_data().await?;
         self.edit = number;
@@ -178,9 +186,13 @@ pub(super) async fn point_current(fs: &Fs, dir: &Path, id: FileId) -> Result<()>
         OpenOptions { write: true, create_new: true, direct: false, class: Class::Background };
     let file = fs.open(temp.clone(), options).await?;
     write(&file, &format::encode_current(id), 0).await?;
-    file.sync_data().await?;
+    if !planted!(SkipSyncOfCurrent) {
+        file.sync_data().await?;
+    }
     fs.rename(temp, FileName::Current.in_dir(dir)).await?;
-    fs.sync_dir(dir).await?;
+    if !planted!(SkipDirSyncOfCurrent) {
+        fs.sync_dir(dir).await?;
+    }
     Ok(())
 }
 

@@ -81,6 +81,9 @@ impl Watcher {
             self.manifests += 1;
             self.left = if self.manifests > 1 { 80 } else { 0 };
         }
+        if event.kind == OpKind::Resize && is_manifest && self.left == 0 {
+            self.left = 40;
+        }
         self.left = self.left.saturating_sub(1);
         self.left > 0
     }
@@ -101,7 +104,15 @@ fn photograph(script: &Script, seed: u64) -> (Album, Book) {
             kept.lock().unwrap().add_moment(event, MIXTURES, epoch, ends);
         }
     });
-    Player { script, sim: &sim, book: Arc::clone(&book), tolerant: false }.play();
+    Player {
+        script,
+        sim: &sim,
+        book: Arc::clone(&book),
+        tolerant: false,
+        once: false,
+        closes: true,
+    }
+    .play();
     sim.on_op(|_| ());
     let album = std::mem::take(&mut *album.lock().unwrap());
     let book = std::mem::replace(&mut *book.lock().unwrap(), Book::new());
@@ -209,7 +220,8 @@ pub(crate) fn on_two_threads(scripts: &[Script], work: impl Fn(&Script, &AtomicB
     let filter = std::env::var("SEERDB_SIM_SCRIPT").unwrap_or_default();
     let (work, next, stop, filter) = (&work, &next, &stop, &filter);
     std::thread::scope(|scope| {
-        for _ in 0..2 {
+        let threads = std::env::var("SEERDB_SIM_THREADS").map_or(2, |n| n.parse().unwrap());
+        for _ in 0..threads {
             scope.spawn(move || {
                 while let Some(script) = scripts.get(next.fetch_add(1, Ordering::Relaxed)) {
                     if !script.name.contains(filter.as_str()) || stop.load(Ordering::Relaxed) {

@@ -12,9 +12,11 @@
 )]
 
 mod book;
+mod errors;
 mod exhaustive;
 mod history;
 mod look;
+mod planted;
 mod script;
 mod scripts;
 

@@ -4,12 +4,14 @@
 //! error for a failure; a tolerant one allows the errors that the contract names, and checks what
 //! each of them promises.
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::future::{Either, select};
 use seerdb::{DB, DBOptions, Durability, Error, ErrorKind, RangeStream, Snapshot};
 use seerdb_io::Env;
-use seerdb_io::sim::{Cut, LifeEnd, Sim};
+use seerdb_io::sim::{Cut, LifeEnd, OpKind, Sim};
 
 use crate::book::{Book, Ops, State, locate};
 use crate::look;
@@ -50,6 +52,8 @@ pub(crate) enum Step {
     DropSnapshots,
     /// Opens streams in both directions and takes a little of them.
     Streams,
+    /// Writes a key durably, and looks at it before the write has been answered.
+    Peek(u8),
     /// Takes the rest.
     Drain,
     /// Compares everything with the model.
@@ -65,7 +69,7 @@ pub(crate) enum Step {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Watch {
     All,
-    /// Only those while the fourth manifest or a later one is being made.
+    /// Only those while the manifest is being extended or replaced.
     Roll,
 }
 
@@ -89,6 +93,10 @@ pub(crate) struct Player<'a> {
     pub(crate) sim: &'a Sim,
     pub(crate) book: Arc<Mutex<Book>>,
     pub(crate) tolerant: bool,
+    /// Whether what goes wrong does so once.
+    pub(crate) once: bool,
+    /// Whether the last life ends with a close.
+    pub(crate) closes: bool,
 }
 
 /// An open database and what the client holds of it.
@@ -96,6 +104,12 @@ struct Session {
     db: DB,
     snapshots: Vec<(Snapshot, Arc<State>)>,
     streams: Vec<(RangeStream, Vec<(Vec<u8>, Vec<u8>)>)>,
+}
+
+/// Whether the kernel may have dropped what was in the page cache: it does so when a sync fails
+/// (R5), and then a written commit is gone even for the process that wrote it.
+pub(crate) fn pages_lost(sim: &Sim) -> bool {
+    sim.injected().iter().any(|fault| fault.kind == OpKind::Sync && fault.is_error)
 }
 
 impl Player<'_> {
@@ -128,10 +142,35 @@ impl Player<'_> {
         assert!(self.tolerant && typed, "{}: {error:?}", self.what(step));
     }
 
+    /// As [`Player::allow`], for what only reads: that writing has failed is no reason.
+    fn allow_read(&self, step: &str, error: &Error) {
+        self.allow(step, error);
+        let is_read = error.kind() == ErrorKind::Io;
+        assert!(is_read, "{}: a read failed: {error:?}", self.what(step));
+    }
+
+    /// Waits for a step of the script. What hangs while something goes wrong must go on when
+    /// nothing does any more.
+    async fn patiently<T>(&self, env: &Env, what: &str, work: impl Future<Output = T>) -> T {
+        if !self.tolerant {
+            return work.await;
+        }
+        let mut work = pin!(work);
+        for _ in 0..2 {
+            let timer = pin!(env.clock().sleep(Duration::from_secs(100)));
+            match select(work.as_mut(), timer).await {
+                Either::Left((done, _)) => return done,
+                Either::Right(_) => self.sim.stop_faults(),
+            }
+        }
+        panic!("{}: hangs", self.what(what));
+    }
+
     async fn open(&self, env: &Env) -> Option<DB> {
         // A fault that happens once is over at the second attempt.
         for _ in 0..2 {
-            match self.script.options.clone().env(env.clone()).open("/db").await {
+            let options = self.script.options.clone().env(env.clone());
+            match self.patiently(env, "open", options.open("/db")).await {
                 Ok(db) => return Some(db),
                 Err(error) => self.allow("open", &error),
             }
@@ -149,7 +188,7 @@ impl Player<'_> {
         let mut session = Session { db, snapshots: Vec::new(), streams: Vec::new() };
         for step in steps {
             if let Step::Reopen = step {
-                let closed = session.db.close().await;
+                let closed = self.patiently(&env, "close", session.db.close()).await;
                 match &closed {
                     Ok(()) => self.book().all_durable(),
                     Err(error) => self.allow("close", error),
@@ -161,11 +200,38 @@ impl Player<'_> {
                 }
                 session = Session { db, snapshots: Vec::new(), streams: Vec::new() };
             } else {
-                self.step(&env, &mut session, step).await;
+                let name = format!("{step:?}");
+                self.patiently(&env, &name, self.step(&env, &mut session, step)).await;
             }
         }
-        if session.db.close().await.map_err(|error| self.allow("close", &error)).is_ok() {
-            self.book().all_durable();
+        if self.tolerant && self.once {
+            self.patiently(&env, "resume", self.resume(&env, &session.db)).await;
+        }
+        if self.closes {
+            let closed = self.patiently(&env, "close", session.db.close()).await;
+            if closed.map_err(|error| self.allow("close", &error)).is_ok() {
+                self.book().all_durable();
+            }
+        }
+    }
+
+    /// What went wrong once is over: writing goes on without reopening, unless it was stopped.
+    async fn resume(&self, env: &Env, db: &DB) {
+        self.sim.stop_faults();
+        env.clock().sleep(Duration::from_secs(6)).await;
+        // The first write may still be told of a segment that could not be prepared.
+        drop(db.put(b"resume", b"0").durability(SYNCED).await);
+        for round in 1..=40u8 {
+            let (key, value) = (b"resume".to_vec(), vec![round; 500]);
+            let number = self.book().issue(vec![(key.clone(), Some(value.clone()))]);
+            match db.put(key, value).durability(SYNCED).await {
+                Ok(seqno) => self.book().acknowledge(number, SYNCED, seqno),
+                Err(error) => {
+                    let stopped = error.kind() == ErrorKind::FailStop;
+                    assert!(stopped, "{}: {error:?}", self.what("resume"));
+                    self.book().refuse(number);
+                }
+            }
         }
     }
 
@@ -174,12 +240,12 @@ impl Player<'_> {
         let found = match look::scan(db.iter()).await {
             Ok(pairs) => pairs.into_iter().collect::<State>(),
             Err(error) => {
-                self.allow("scan", &error);
+                self.allow_read("scan", &error);
                 return false;
             }
         };
         let mut book = self.book();
-        let bounds = book.bounds(end == LifeEnd::Kill);
+        let bounds = book.bounds(end == LifeEnd::Kill && !pages_lost(self.sim));
         locate(book.states(), bounds, &found, &self.what("next life"));
         book.begin_epoch(found);
         true
@@ -229,6 +295,7 @@ impl Player<'_> {
                 session.snapshots.push((session.db.snapshot(), live));
             }
             Step::DropSnapshots => session.snapshots.clear(),
+            Step::Peek(number) => self.peek(&session.db, *number).await,
             Step::Streams => self.streams(session).await,
             Step::Drain => {
                 for (stream, expected) in session.streams.drain(..) {
@@ -300,9 +367,6 @@ impl Player<'_> {
                 if error.kind() != ErrorKind::Indeterminate {
                     self.book().refuse(number);
                 }
-                if error.kind() == ErrorKind::NoSpace {
-                    assert!(self.tolerant);
-                }
             }
         }
     }
@@ -315,7 +379,34 @@ impl Player<'_> {
     ) {
         match found {
             Ok(found) => look::same(&self.what(step), expected, &found),
-            Err(error) => self.allow(step, &error),
+            Err(error) => self.allow_read(step, &error),
+        }
+    }
+
+    /// What is not durable yet is not seen, and is seen as soon as it is acknowledged.
+    async fn peek(&self, db: &DB, number: u8) {
+        let key = key(number);
+        let before = self.book().live().get(&key).cloned();
+        let value = self.book().value(&key, 40);
+        let write = db.put(&key, value.clone()).durability(SYNCED).into_future();
+        let commit = self.commit(db, vec![(key.clone(), Some(value.clone()))], SYNCED, write);
+        let mut commit = pin!(commit);
+        let is_done = futures::poll!(commit.as_mut()).is_ready();
+        let snapshot = db.snapshot();
+        let seen = snapshot.get(&key).await;
+        if !is_done {
+            commit.await;
+        }
+        let later = snapshot.get(&key).await;
+        for seen in [seen, later] {
+            match seen {
+                Ok(seen) => assert!(
+                    is_done || seen.as_deref() == before.as_deref(),
+                    "{}: a commit was seen before it was acknowledged",
+                    self.what("peek")
+                ),
+                Err(error) => self.allow_read("peek", &error),
+            }
         }
     }
 
@@ -331,7 +422,7 @@ impl Player<'_> {
                 match stream.try_next().await {
                     Ok(Some((key, value))) => first.push((key.to_vec(), value.to_vec())),
                     Ok(None) => break,
-                    Err(error) => return self.allow("stream", &error),
+                    Err(error) => return self.allow_read("stream", &error),
                 }
             }
             let (start, rest) = expected.split_at(expected.len().min(3));
@@ -343,11 +434,11 @@ impl Player<'_> {
     async fn check(&self, session: &Session) {
         let live = self.book().live();
         if let Err(error) = look::everything(&session.db, &live, &self.what("check")).await {
-            self.allow("check", &error);
+            self.allow_read("check", &error);
         }
         for (snapshot, state) in &session.snapshots {
             if let Err(error) = look::snapshot(snapshot, state, &self.what("snapshot")).await {
-                self.allow("snapshot", &error);
+                self.allow_read("snapshot", &error);
             }
         }
     }

@@ -4,8 +4,8 @@ use seerdb::{Compression, DBOptions, Durability};
 use seerdb_io::sim::{Cut, LifeEnd};
 
 use crate::script::Step::{
-    Batch, Burst, Check, Compact, Delete, Die, Drain, DropSnapshots, Flush, Idle, Put, Reopen,
-    Snapshot, Streams, Verify, WaitDurable,
+    Batch, Burst, Check, Compact, Delete, Die, Drain, DropSnapshots, Flush, Idle, Peek, Put,
+    Reopen, Snapshot, Streams, Verify, WaitDurable,
 };
 use crate::script::{BUFFERED, CUT, SYNCED, Script, Step, WRITTEN, Watch};
 
@@ -54,6 +54,10 @@ fn writes() -> Vec<Script> {
         Put(5, 10, WRITTEN),
         Delete(2, SYNCED),
         Put(0, 0, BUFFERED),
+        Peek(5),
+        Snapshot,
+        Check,
+        Put(5, 30, SYNCED),
         Check,
         Idle(30),
         Check,
@@ -103,6 +107,7 @@ fn writes() -> Vec<Script> {
                 Idle(20),
                 Put(3, 10, BUFFERED),
                 Idle(20),
+                Peek(2),
                 Check,
             ],
         ),
@@ -200,6 +205,7 @@ fn tables() -> Vec<Script> {
         script("tiny memtables, buffered", options(BUFFERED).memtable_bytes(2 << 10), pressed),
         overwrites(),
         roll(),
+        roll_by_segments(),
     ]
 }
 
@@ -227,6 +233,16 @@ fn roll() -> Script {
     }
     steps.push(Check);
     Script { watch: Watch::Roll, ..script("manifest roll", options(BUFFERED), steps) }
+}
+
+/// So many segments that the manifest is replaced.
+fn roll_by_segments() -> Script {
+    let mut steps = Vec::new();
+    for round in 0..450u16 {
+        steps.push(Put(u8::try_from(round % 7 + 1).unwrap(), 6000, SYNCED));
+    }
+    let options = options(SYNCED).wal_segment_bytes(16 << 10).memtable_bytes(64 << 10);
+    Script { watch: Watch::Roll, ..script("manifest roll by segments", options, steps) }
 }
 
 fn lives() -> Vec<Script> {
