@@ -11,7 +11,8 @@
 //! 3. A manifest is appended to only by the process that created it. After any failed write or
 //!    sync the writer is not used again.
 //! 4. At least one unit behind the last record belongs to the file: a file that ends sooner was
-//!    cut short. Space is there before it is written to, so that a torn write never shortens it.
+//!    cut short. Space is there, durably, before it is written to, so that no crash within an
+//!    append shortens it.
 //! 5. CURRENT is replaced only when the manifest that it will name is durable, its name included.
 //!
 //! Reading stops at the first bad record. If any valid record header behind it declares the
@@ -43,6 +44,8 @@ pub(super) struct Writer {
     position: u64,
     /// Bytes of the file that are allocated.
     allocated: u64,
+    /// The file was extended, and no sync has made that durable yet.
+    is_grown: bool,
     chain: u32,
     /// The number of the last edit in force.
     edit: u64,
@@ -64,9 +67,12 @@ impl Writer {
         let file = fs.open(path, options).await?;
         let chain = record::chain_start(id);
         let (position, allocated) = (UNIT as u64, 0);
-        let mut writer = Writer { file, id, position, allocated, chain, edit: 0 };
+        let mut writer =
+            Writer { file, id, position, allocated, is_grown: false, chain, edit: 0 };
         let payload = encode(snapshot);
         writer.reserve(&payload).await?;
+        // Nothing refers to this file before the syncs of its first edit.
+        writer.is_grown = false;
         let header = format::encode_header(id);
         write(&writer.file, &header, 0).await?;
         writer.append(&payload).await?;
@@ -98,6 +104,7 @@ impl Writer {
             let len = end.next_multiple_of(ALLOCATE_BYTES);
             self.file.allocate(len).await?;
             self.allocated = len;
+            self.is_grown = true;
         }
         assert!(end <= self.allocated);
         Ok(())
@@ -108,6 +115,12 @@ impl Writer {
     pub(super) async fn append(&mut self, payload: &[u8]) -> Result<()> {
         let number = self.edit + 1;
         assert_eq!(self.position % UNIT as u64, 0, "records begin at units");
+        if self.is_grown {
+            // Else a power cut could leave the edit, whole, as the last unit of the file: that is
+            // what a file looks like that was cut short behind it (invariant 4).
+            self.file.sync_data().await?;
+            self.is_grown = false;
+        }
         let count = 1;
         self.write_record(RecordType::Edit, number, count, self.edit, payload).await?;
         if planted!(SkipSyncsOfManifest) {
