@@ -143,7 +143,8 @@ impl Pipeline {
         let mut wakers = Wakers::new();
         let mut state = self.state.lock();
         let seqno = if planted!(DurableTooEarly) { state.log.last_seqno() } else { seqno };
-        if seqno > self.durable() {
+        // Behind a group that failed there is a hole: what comes after it is durable for nobody.
+        if state.failure.is_none() && seqno > self.durable() {
             // Order: Release pairs with the Acquire of `durable`.
             self.durable.store(seqno, Ordering::Release);
             state.durable_at = self.clock.now();
