@@ -63,7 +63,7 @@ where
             let failure = Error::new(ErrorKind::FailStop, sentence);
             shared.pipeline.fail(&failure);
             shared.refuse_requests(&failure);
-            shared.flushed_event.notify(usize::MAX);
+            shared.stop_flushing(&failure);
             shared.version_event.notify(usize::MAX);
             std::panic::resume_unwind(panic);
         }

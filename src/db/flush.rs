@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::future::select;
+
 use super::background::remove;
 use super::{Core, stats};
 use crate::compaction::job::{self, Outcome};
@@ -34,8 +36,11 @@ pub(super) async fn run(core: Arc<Core>) {
     let mut pause = RETRY_MIN;
     loop {
         let listener = core.pipeline.sealed_event.listen();
-        if core.is_closed() || core.pipeline.failure().is_some() {
+        if core.is_closed() {
             return;
+        }
+        if let Some(failure) = core.pipeline.failure() {
+            return core.stop_flushing(&failure);
         }
         if core.throttle.is_waited_for() && core.oldest_sealed().is_none() {
             // The credits that somebody waits for are in the active memtable. When sealing is
@@ -149,13 +154,24 @@ impl Core {
         let runs_max = RUNS_MAX.max(self.settings.runs_per_level + RUNS_ABOVE);
         loop {
             let listener = self.version_event.listen();
+            let stopped = self.pipeline.progress_event.listen();
             self.check_open()?;
+            if let Some(failure) = self.pipeline.failure() {
+                return Err(failure);
+            }
             let runs = self.versions.current().levels().first().map_or(0, |l| l.runs.len());
             if runs < runs_max || self.merge_error.lock().is_some() {
                 return Ok(());
             }
-            listener.await;
+            select(listener, stopped).await;
         }
+    }
+
+    /// Nothing will be flushed any more: neither the memory that writes wait for comes back, nor
+    /// what those wait for who asked for a flush.
+    pub(super) fn stop_flushing(&self, failure: &Error) {
+        self.throttle.refuse(failure);
+        self.flushed_event.notify(usize::MAX);
     }
 
     /// Resolves when everything up to `seqno` is in tables.
