@@ -353,6 +353,8 @@ impl Pipeline {
         let mut state = self.state.lock();
         state.next = match outcome {
             Ok(segment) => Next::Ready(segment),
+            // Nobody to tell: who comes later shall not be refused for what may be over by then.
+            Err(_) if self.segment_event.total_listeners() == 0 => Next::Wanted,
             Err(error) => Next::Failed(error),
         };
         drop(state);
