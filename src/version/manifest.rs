@@ -67,8 +67,7 @@ impl Writer {
         let file = fs.open(path, options).await?;
         let chain = record::chain_start(id);
         let (position, allocated) = (UNIT as u64, 0);
-        let mut writer =
-            Writer { file, id, position, allocated, is_grown: false, chain, edit: 0 };
+        let mut writer = Writer { file, id, position, allocated, is_grown: false, chain, edit: 0 };
         let payload = encode(snapshot);
         writer.reserve(&payload).await?;
         // Nothing refers to this file before the syncs of its first edit.

@@ -143,6 +143,11 @@ impl Book {
         Arc::new(state)
     }
 
+    /// The power has failed: what was merely written may be gone for good.
+    pub(crate) fn power_failed(&mut self) {
+        self.written = self.durable;
+    }
+
     /// What a crash now may leave.
     pub(crate) fn bounds(&self, killed: bool) -> Bounds {
         let low = if killed { self.written } else { self.durable };

@@ -11,6 +11,7 @@
     reason = "tests look at the engine from outside, and a panic is how they fail"
 )]
 
+mod actions;
 mod book;
 mod errors;
 mod exhaustive;

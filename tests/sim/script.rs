@@ -121,11 +121,14 @@ impl Player<'_> {
             let at = steps.iter().position(|step| matches!(step, Step::Die(_)));
             let (life, rest) = steps.split_at(at.unwrap_or(steps.len()));
             let env = self.sim.boot();
-            self.sim.run(self.live(env, life, end)).unwrap();
+            self.sim.run(self.live(env, life, end, rest.is_empty())).unwrap();
             let Some((Step::Die(next), rest)) = rest.split_first() else { return };
             match next {
                 LifeEnd::Kill => self.sim.kill(),
-                LifeEnd::PowerCut(cut) => self.sim.power_cut(*cut),
+                LifeEnd::PowerCut(cut) => {
+                    self.sim.power_cut(*cut);
+                    self.book().power_failed();
+                }
             }
             (steps, end) = (rest, Some(*next));
         }
@@ -178,7 +181,8 @@ impl Player<'_> {
         None
     }
 
-    async fn live(&self, env: Env, steps: &[Step], end: Option<LifeEnd>) {
+    /// One life, which begins after the `end` of the one before.
+    async fn live(&self, env: Env, steps: &[Step], end: Option<LifeEnd>, is_last: bool) {
         let Some(db) = self.open(&env).await else { return };
         if let Some(end) = end
             && !self.settle_epoch(&db, end).await
@@ -204,10 +208,10 @@ impl Player<'_> {
                 self.patiently(&env, &name, self.step(&env, &mut session, step)).await;
             }
         }
-        if self.tolerant && self.once {
+        if is_last && self.tolerant && self.once {
             self.patiently(&env, "resume", self.resume(&env, &session.db)).await;
         }
-        if self.closes {
+        if is_last && self.closes {
             let closed = self.patiently(&env, "close", session.db.close()).await;
             if closed.map_err(|error| self.allow("close", &error)).is_ok() {
                 self.book().all_durable();
@@ -279,7 +283,7 @@ impl Player<'_> {
             }
             Step::Idle(millis) => {
                 env.clock().sleep(Duration::from_millis(*millis)).await;
-                if *millis >= 20 && self.is_well(&session.db).await {
+                if *millis >= 20 && !self.tolerant {
                     self.book().all_written();
                 }
             }
@@ -310,11 +314,6 @@ impl Player<'_> {
             Step::Reopen | Step::Die(_) => unreachable!("not a step within a session"),
         }
         self.book().durable_upto(session.db.durable_seqno());
-    }
-
-    /// Whether writing has not failed.
-    async fn is_well(&self, db: &DB) -> bool {
-        !self.tolerant || db.batch().commit().await.is_ok() && db.flush().await.is_ok()
     }
 
     fn note(&self, step: &str, done: Result<(), Error>, then: impl FnOnce(&mut Book)) {
