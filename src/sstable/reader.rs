@@ -284,7 +284,7 @@ impl Drop for Table {
 }
 
 /// Whether the same read may go better a second time.
-fn is_worth_repeating(error: &Error) -> bool {
+pub(super) fn is_worth_repeating(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Corruption | ErrorKind::Io) && !planted!(ReadOnce)
 }
 
