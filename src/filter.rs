@@ -89,7 +89,8 @@ impl FilterBuilder {
         }
         let count = probes_for(bits_per_key);
         let mut words = vec![[0u64; 8]; usize::try_from(lines).expect("at most LINES_MAX")];
-        for hash in self.hashes {
+        let count_kept = self.hashes.len() - usize::from(planted!(FilterForgetsLast));
+        for hash in self.hashes.into_iter().take(count_kept) {
             let line = words.get_mut(line_of(hash, lines)).expect("line_of is below lines");
             for (word, mask) in probes(hash, count) {
                 if let Some(word) = line.get_mut(word) {

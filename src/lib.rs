@@ -136,6 +136,10 @@
 //!   as it was written.
 //! - **stall**: a writer waits for memory. **fail-stop**: writing has ended until the next open.
 
+// Ahead of the others, which use its macro.
+#[macro_use]
+mod planted;
+
 mod batch;
 pub mod blocking;
 mod cache;

@@ -119,8 +119,9 @@ impl Header {
 
     /// Whether `payload` is what was written behind this header, after a record with `chain`.
     pub(crate) fn matches(&self, previous_chain: u32, payload: &[u8]) -> bool {
-        payload.len() == self.payload_bytes as usize
-            && self.chain == chain(previous_chain, crc32c(payload))
+        payload.len() == self.payload_bytes as usize && planted!(SkipChecksumOfRecord)
+            || payload.len() == self.payload_bytes as usize
+                && self.chain == chain(previous_chain, crc32c(payload))
     }
 }
 

@@ -35,6 +35,9 @@ impl Retain {
         assert!(!snapshots.is_empty(), "the newest visible seqno is missing");
         snapshots.sort_unstable();
         snapshots.dedup();
+        if planted!(IgnoreSnapshots) {
+            snapshots.drain(..snapshots.len() - 1);
+        }
         Retain { snapshots, bottommost, key: None, previous: None }
     }
 
@@ -60,7 +63,8 @@ impl Retain {
             return Some(true);
         }
         let is_shadowed = previous.is_some_and(|(newer, _)| newer == stratum);
-        let is_void = self.bottommost && stratum == 0 && trailer.kind() == ValueKind::Delete;
+        let is_last = self.bottommost || planted!(DropTombstoneEarly);
+        let is_void = is_last && stratum == 0 && trailer.kind() == ValueKind::Delete;
         Some(!is_shadowed && !is_void)
     }
 }

@@ -236,13 +236,20 @@ impl Pipeline {
             let sentence = "the database has used up its seqnos";
             return Err(Refused::Error(Error::new(ErrorKind::FailStop, sentence)));
         }
-        state.log.append(payload, count, self.durable());
+        let durable = match planted!(StampTooEarly) {
+            true => state.log.last_seqno(),
+            false => self.durable(),
+        };
+        state.log.append(payload, count, durable);
         let last_seqno = state.log.last_seqno();
         let inserted = false;
         state.pending.push_back(Pending { last_seqno, durability, inserted, waker: None });
         let id = state.front + state.pending.len() as u64 - 1;
         let memtable = state.active.clone();
         let wake = self.schedule(state, durability, last_seqno).map_err(Refused::Error)?;
+        if planted!(SeeBeforeDurable) {
+            self.visible.store(last_seqno, Ordering::Release);
+        }
         Ok((Ticket { id, first_seqno, last_seqno, memtable }, wake))
     }
 
@@ -324,7 +331,7 @@ impl Pipeline {
                     self.write_cached(state).map_err(Refused::Error)?;
                 }
                 let closed = state.log.rotate(segment);
-                if !self.grouped {
+                if !self.grouped && !planted!(ForgetClosedSegment) {
                     state.unsynced.push(closed);
                 }
                 self.prepare_event.notify(1);
@@ -346,6 +353,8 @@ impl Pipeline {
         let mut state = self.state.lock();
         state.next = match outcome {
             Ok(segment) => Next::Ready(segment),
+            // Nobody to tell: who comes later shall not be refused for what may be over by then.
+            Err(_) if self.segment_event.total_listeners() == 0 => Next::Wanted,
             Err(error) => Next::Failed(error),
         };
         drop(state);
@@ -370,7 +379,7 @@ impl Pipeline {
     fn seal_active(&self, state: &mut State) {
         let last = state.log.last_seqno();
         assert!(last > state.active_base, "an empty memtable is never sealed");
-        state.active.seal(last);
+        state.active.seal(last - u64::from(planted!(SealTooLow)));
         state.active_base = last;
         let fresh = Arc::new(state.active.follower(state.log.segment().id.number));
         state.active = fresh.clone();
@@ -412,7 +421,7 @@ impl Pipeline {
                 Durability::Written => !self.grouped || front.last_seqno <= durable,
                 Durability::Synced => front.last_seqno <= durable,
             };
-            if !(front.inserted && safe) {
+            if !(front.inserted && (safe || planted!(PublishUnsynced))) {
                 break;
             }
             visible = Some(front.last_seqno);
@@ -456,7 +465,9 @@ impl Pipeline {
     pub(crate) fn close(&self) {
         let mut state = self.state.lock();
         state.closing = true;
-        state.sync_wanted = state.log.last_seqno();
+        if !planted!(CloseWithoutSync) {
+            state.sync_wanted = state.log.last_seqno();
+        }
         drop(state);
         self.notify_all();
     }

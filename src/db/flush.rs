@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::future::select;
+
 use super::background::remove;
 use super::{Core, stats};
 use crate::compaction::job::{self, Outcome};
@@ -51,7 +53,9 @@ pub(super) async fn run(core: Arc<Core>) {
             Ok(()) => {
                 pause = RETRY_MIN;
                 *core.flush_error.lock() = None;
-                core.throttle.admit();
+                if !planted!(RefuseForEver) {
+                    core.throttle.admit();
+                }
                 // The admission may have undone a refusal that came between.
                 if core.is_closed() {
                     core.throttle.refuse(&Error::closed());
@@ -96,6 +100,7 @@ async fn flush(core: &Arc<Core>, memtable: &Arc<Memtable>, next: &Arc<Memtable>)
     };
     let released = released.load(Ordering::Relaxed);
     match &outcome {
+        Ok(()) if planted!(LeakCredits) => {}
         Ok(()) => core.throttle.release(total - released),
         // The memtable is still there, and so is its memory.
         Err(_) => core.throttle.take_back(released),
@@ -110,11 +115,16 @@ async fn install(
     next: &Arc<Memtable>,
     outcome: Outcome,
 ) -> Result<()> {
-    let first_live = next.first_wal();
+    let first_live = next.first_wal() + u64::from(planted!(RetireTooMuch));
     let bytes: u64 = outcome.opened.iter().map(|t| t.meta().file_bytes).sum();
+    if planted!(DeleteLogEarly) {
+        for number in core.segments.below(first_live) {
+            remove(core.env.fs(), &core.dir, FileName::Wal(number)).await;
+        }
+    }
     let edit = VersionEdit {
         wals_removed: core.segments.below(first_live),
-        flushed_seqno: Some(memtable.last_seqno()),
+        flushed_seqno: Some(memtable.last_seqno() + u64::from(planted!(FlushedSeqnoTooHigh))),
         ..outcome.edit
     };
     core.apply(edit, outcome.opened, |version| {
@@ -144,6 +154,7 @@ impl Core {
         let runs_max = RUNS_MAX.max(self.settings.runs_per_level + RUNS_ABOVE);
         loop {
             let listener = self.version_event.listen();
+            let stopped = self.pipeline.progress_event.listen();
             self.check_open()?;
             if let Some(failure) = self.pipeline.failure() {
                 return Err(failure);
@@ -152,7 +163,7 @@ impl Core {
             if runs < runs_max || self.merge_error.lock().is_some() {
                 return Ok(());
             }
-            listener.await;
+            select(listener, stopped).await;
         }
     }
 

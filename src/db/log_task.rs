@@ -45,7 +45,13 @@ pub(crate) async fn run(pipeline: Arc<Pipeline>, clock: Clock, metrics: Arc<Metr
                 metrics.log_group(group.buf.len());
                 in_flight.push_back(Box::pin(async move {
                     let file = group.segment.file.clone();
-                    let (written, buf) = file.write_at_durable(group.buf, group.position).await;
+                    let (mut written, buf) = match planted!(AckBeforeSyncOfGroup) {
+                        true => file.write_at(group.buf, group.position).await,
+                        false => file.write_at_durable(group.buf, group.position).await,
+                    };
+                    if planted!(RetryFailedSync) && written.is_err() {
+                        written = file.sync_data().await.map(|()| 0);
+                    }
                     let result = written.map(drop).map_err(Into::into);
                     Done { seqno: group.last_seqno, result, buf: Some(buf) }
                 }));
@@ -60,6 +66,12 @@ pub(crate) async fn run(pipeline: Arc<Pipeline>, clock: Clock, metrics: Arc<Metr
                 in_flight.push_back(Box::pin(async move {
                     let mut result = Ok(());
                     for segment in segments {
+                        if planted!(AckBeforeSyncOfSegment) {
+                            break;
+                        }
+                        if planted!(RetryFailedSync) && segment.file.sync_data().await.is_err() {
+                            tracing::warn!("a sync failed and is repeated");
+                        }
                         if let Err(e) = segment.file.sync_data().await {
                             result = Err(e.into());
                             break;
@@ -95,6 +107,7 @@ pub(crate) async fn run(pipeline: Arc<Pipeline>, clock: Clock, metrics: Arc<Metr
 fn finish(pipeline: &Pipeline, done: Done) {
     match done.result {
         Ok(()) => pipeline.made_durable(done.seqno, done.buf),
+        Err(_) if planted!(IgnoreFailedLogWrite) => pipeline.made_durable(done.seqno, done.buf),
         Err(cause) => pipeline.fail(&cause),
     }
 }

@@ -60,7 +60,8 @@ impl Pipeline {
 
     /// When a buffered record is due, if there is one.
     fn buffered_due(&self, state: &State) -> Option<Duration> {
-        state.oldest_buffered.map(|since| since + self.buffered_delay)
+        let since = state.oldest_buffered.filter(|_| !planted!(BufferedForEver));
+        since.map(|since| since + self.buffered_delay)
     }
 
     fn group_due(&self, state: &State, now: Duration) -> bool {
@@ -143,6 +144,7 @@ impl Pipeline {
     pub(crate) fn made_durable(&self, seqno: SeqNo, buf: Option<AlignedBuf>) {
         let mut wakers = Wakers::new();
         let mut state = self.state.lock();
+        let seqno = if planted!(DurableTooEarly) { state.log.last_seqno() } else { seqno };
         if state.failure.is_some() {
             return;
         }

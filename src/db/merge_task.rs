@@ -15,6 +15,7 @@ use super::{Core, stats};
 use crate::compaction::policy::Shape;
 use crate::compaction::{Choice, Tree, job, picker};
 use crate::error::{Error, Result};
+use crate::filename::FileName;
 use crate::version::Version;
 
 const RETRY_MIN: Duration = Duration::from_millis(50);
@@ -102,6 +103,11 @@ async fn merge(core: &Arc<Core>, version: &Arc<Version>, choice: Choice) -> Resu
     let context = core.job_context(&|_| ());
     let outcome = core.unless_closed(job::run(&context, version, &choice)).await?;
     let bytes: u64 = outcome.opened.iter().map(|t| t.meta().file_bytes).sum();
+    if planted!(DeleteInputsEarly) {
+        for number in &outcome.edit.tables_removed {
+            super::background::remove(core.env.fs(), &core.dir, FileName::Table(*number)).await;
+        }
+    }
     core.apply(outcome.edit, outcome.opened, |version| {
         core.read_states.install(version.clone(), None);
     })

@@ -125,7 +125,11 @@ impl Core {
             }
         }
         let hash = key_hash(key);
-        for (index, run) in state.version.runs().enumerate() {
+        let mut runs: Vec<_> = state.version.runs().enumerate().collect();
+        if planted!(OldestRunFirst) {
+            runs.reverse();
+        }
+        for (index, run) in runs {
             let Some(table) = run.find(key) else { continue };
             match table.lookup_now(&self.cache, fill_cache, key, hash, seqno) {
                 Lookup::Found(trailer, value) => return Step::Ready(Ok(live((trailer, value)))),
@@ -165,7 +169,7 @@ impl Core {
 
     /// Registers a reader at the newest visible seqno.
     pub(super) fn pin_visible(&self) -> SeqnoPin {
-        self.snapshots.pin(|| self.pipeline.visible())
+        self.snapshots.pin(|| self.pipeline.visible() + u64::from(planted!(SnapshotTooNew)))
     }
 }
 
@@ -215,7 +219,10 @@ impl DB {
             Pin::new(&mut slow).poll(cx)
         })
         .await;
-        for (index, value) in done {
+        let slots: Vec<usize> = done.iter().map(|(index, _)| *index).collect();
+        for (at, (index, value)) in done.into_iter().enumerate() {
+            let turned = slots.get(slots.len() - 1 - at).copied().unwrap_or(index);
+            let index = if planted!(MixUpResults) { turned } else { index };
             let slot = values.get_mut(index).expect("the index came from this list");
             *slot = value?;
         }

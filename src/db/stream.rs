@@ -214,6 +214,7 @@ impl RangeStream {
         let merge = Merge::new(sources, self.direction);
         let mut merged = Visible::new(merge, self.direction, self.pin.seqno());
         let start = match (&self.last, self.direction) {
+            (Some(last), _) if planted!(RepeatAfterRestart) => Bound::Included(last),
             (Some(last), _) => Bound::Excluded(last),
             (None, Direction::Forward) => self.lower.as_ref(),
             (None, Direction::Reverse) => self.upper.as_ref(),
@@ -240,6 +241,7 @@ impl RangeStream {
         match self.direction {
             Direction::Forward => match &self.upper {
                 Bound::Included(end) => key > end.as_ref(),
+                Bound::Excluded(end) if planted!(BoundOffByOne) => key > end.as_ref(),
                 Bound::Excluded(end) => key >= end.as_ref(),
                 Bound::Unbounded => false,
             },

@@ -124,7 +124,8 @@ impl Visible {
                 set_key(&mut self.current, entry.key);
             }
             let trailer = self.merge.entry().trailer;
-            if trailer.seqno() <= self.seqno {
+            let is_held = planted!(ReverseShowsOldest) && self.held.is_some();
+            if trailer.seqno() <= self.seqno && !is_held {
                 self.held = Some((trailer, self.merge.value()));
             }
             self.merge.advance();

@@ -96,7 +96,10 @@ pub(crate) async fn replay<S: Sink>(
     // Behind the last record.
     let mut last: Option<(PathBuf, u64)> = None;
     for &segment in segments {
-        let mut reader = Reader::open(env, dir, segment).await?;
+        let mut reader = match Reader::open(env, dir, segment).await {
+            Err(_) if planted!(IgnoreMissingLog) => continue,
+            reader => reader?,
+        };
         if let Some(gap) = &stopped {
             reader.prove_nothing(gap).await?;
             continue;
@@ -140,7 +143,7 @@ pub(crate) async fn replay<S: Sink>(
         end = Some(here);
     }
     let last_seqno = expected.map_or(flushed, |e| (e - 1).max(flushed));
-    if last_seqno < known.durable {
+    if last_seqno < known.durable && !planted!(ForgetDurableMark) {
         let place = stopped.map(|gap| (gap.path, gap.offset)).or(last);
         let (path, offset) = place.unwrap_or_else(|| (dir.to_path_buf(), 0));
         let durable = known.durable;
@@ -375,6 +378,12 @@ impl Reader {
         self.stepped_back = true;
     }
 
+    /// Whether the next record begins with zeros.
+    fn is_at_zeros(&self) -> bool {
+        let next = self.window.get(self.at..).unwrap_or_default();
+        next.iter().take(record::HEADER_BYTES).all(|byte| *byte == 0)
+    }
+
     /// Searches the rest of the segment for valid headers: whether there is one.
     ///
     /// # Errors
@@ -382,6 +391,9 @@ impl Reader {
     /// Corruption at the gap when one proves that the missing seqno was durable.
     async fn prove_nothing(&mut self, gap: &Gap) -> Result<bool> {
         let mut found = false;
+        if planted!(StopAtBadRecord) || planted!(ZerosArePadding) && self.is_at_zeros() {
+            return Ok(false);
+        }
         while self.position() < self.file_bytes {
             self.fill(CHUNK_BYTES).await?;
             // A header may begin in the last bytes of a chunk: the next chunk overlaps by one.
@@ -394,7 +406,7 @@ impl Reader {
                 // At the very place of the gap stands the record that failed: its header is no
                 // proof of what came before it unless it says so.
                 found |= header.first_seqno >= gap.missing || header.durable_seqno >= gap.missing;
-                if header.durable_seqno >= gap.missing {
+                if header.durable_seqno >= gap.missing || planted!(TornTailIsDamage) && found {
                     return Err(Error::corruption(
                         &gap.path,
                         gap.offset,

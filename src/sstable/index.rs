@@ -194,7 +194,11 @@ impl Index {
     /// the one where entries from it on begin, unless they begin with the next block. `None` when
     /// the target is before the table.
     pub(crate) fn find(&self, key: &[u8], trailer: Trailer) -> Option<usize> {
-        self.rank(key, trailer.to_u64()).checked_sub(1)
+        let rank = self.rank(key, trailer.to_u64());
+        if planted!(BlockBehind) && rank < self.len() {
+            return Some(rank);
+        }
+        rank.checked_sub(1)
     }
 
     /// The number of separators that are not above the key with this trailer.

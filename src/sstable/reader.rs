@@ -157,6 +157,7 @@ impl Table {
 
     /// The block, if it is in the cache.
     pub(crate) fn cached_block(&self, cache: &BlockCache, block: usize) -> Option<Block> {
+        let block = if planted!(CacheByFileOnly) { 0 } else { block };
         cache.get(&BlockId { file: self.meta.number, block })
     }
 
@@ -201,6 +202,7 @@ impl Table {
         };
         let table = self.clone();
         let load = async move { table.reader().block(table.index.handle(block)).await };
+        let block = if planted!(CacheByFileOnly) { 0 } else { block };
         cache.load(BlockId { file: self.meta.number, block }, fill, load).await
     }
 
@@ -282,8 +284,8 @@ impl Drop for Table {
 }
 
 /// Whether the same read may go better a second time.
-fn is_worth_repeating(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Corruption | ErrorKind::Io)
+pub(super) fn is_worth_repeating(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Corruption | ErrorKind::Io) && !planted!(ReadOnce)
 }
 
 /// A read under way.

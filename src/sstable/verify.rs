@@ -9,14 +9,15 @@ use crate::error::{Error, Result};
 use crate::filter::{hash_tag, key_hash};
 use crate::key::{Trailer, compare};
 
-use super::reader::BlockReader;
+use super::reader::{BlockReader, is_worth_repeating};
 use super::{Block, Table, TableMeta};
 
 /// How much is read at once.
 const WINDOW_BYTES: usize = 1 << 20;
 
 impl Table {
-    /// Reads the whole file and checks it.
+    /// Reads the whole file and checks it, twice if need be: what went wrong on the way, and not on
+    /// the device, is no damage.
     ///
     /// # Errors
     ///
@@ -26,6 +27,13 @@ impl Table {
     ///
     /// Dropping the future has no effect.
     pub(crate) async fn verify(self: &Arc<Self>) -> Result<()> {
+        match self.verify_once().await {
+            Err(error) if is_worth_repeating(&error) => self.verify_once().await,
+            result => result,
+        }
+    }
+
+    async fn verify_once(self: &Arc<Self>) -> Result<()> {
         let file = self.open_background().await?;
         let reader = BlockReader { file: &file, meta: self.meta() };
         // Properties and footer have no other check than the one at open.

@@ -11,8 +11,8 @@
 //! 3. A manifest is appended to only by the process that created it. After any failed write or
 //!    sync the writer is not used again.
 //! 4. At least one unit behind the last record belongs to the file: a file that ends sooner was
-//!    cut short. The length of the file is durable before a record is written that needs it, so
-//!    that no crash shortens it.
+//!    cut short. Space is there, durably, before it is written to, so that no crash within an
+//!    append shortens it.
 //! 5. CURRENT is replaced only when the manifest that it will name is durable, its name included.
 //!
 //! Reading stops at the first bad record. If any valid record header behind it declares the
@@ -33,9 +33,6 @@ use super::format::{self, BadHeader, CURRENT_BYTES, UNIT};
 
 /// The file is extended in steps of this size, so that an append finds its space reserved.
 const ALLOCATE_BYTES: u64 = 256 * 1024;
-/// With less than this left the file is extended, so that the sync of the edit at hand makes the
-/// length durable for the next one.
-const AHEAD_BYTES: u64 = 32 * 1024;
 /// A manifest beyond this size was not written by us; reading it would need unbounded memory.
 const MANIFEST_BYTES_MAX: u64 = 1 << 30;
 
@@ -47,8 +44,8 @@ pub(super) struct Writer {
     position: u64,
     /// Bytes of the file that are allocated.
     allocated: u64,
-    /// Bytes of the file that a crash leaves.
-    kept: u64,
+    /// The file was extended, and no sync has made that durable yet.
+    is_grown: bool,
     chain: u32,
     /// The number of the last edit in force.
     edit: u64,
@@ -69,12 +66,12 @@ impl Writer {
             OpenOptions { write: true, create_new: true, direct: false, class: Class::Background };
         let file = fs.open(path, options).await?;
         let chain = record::chain_start(id);
-        let mut writer =
-            Writer { file, id, position: UNIT as u64, allocated: 0, kept: 0, chain, edit: 0 };
+        let (position, allocated) = (UNIT as u64, 0);
+        let mut writer = Writer { file, id, position, allocated, is_grown: false, chain, edit: 0 };
         let payload = encode(snapshot);
         writer.reserve(&payload).await?;
-        // Nothing refers to this file yet: all of it becomes durable at once.
-        writer.kept = writer.allocated;
+        // Nothing refers to this file before the syncs of its first edit.
+        writer.is_grown = false;
         let header = format::encode_header(id);
         write(&writer.file, &header, 0).await?;
         writer.append(&payload).await?;
@@ -100,23 +97,16 @@ impl Writer {
     /// Makes sure that the file has space for an edit. Failing changes nothing: the writer stays
     /// usable.
     pub(super) async fn reserve(&mut self, payload: &[u8]) -> Result<()> {
-        let end = self.end_of(payload);
-        if end + AHEAD_BYTES > self.allocated {
-            let len = (end + AHEAD_BYTES).next_multiple_of(ALLOCATE_BYTES);
-            match self.file.allocate(len).await {
-                Ok(()) => self.allocated = len,
-                Err(error) if end > self.allocated => return Err(error.into()),
-                Err(error) => tracing::warn!(%error, "the manifest is not extended ahead of time"),
-            }
+        // The mark, and the spare unit (invariant 4).
+        let end = self.position + span(payload.len()) + 2 * UNIT as u64;
+        if end > self.allocated {
+            let len = end.next_multiple_of(ALLOCATE_BYTES);
+            self.file.allocate(len).await?;
+            self.allocated = len;
+            self.is_grown = true;
         }
         assert!(end <= self.allocated);
         Ok(())
-    }
-
-    /// Where the file may end when `payload` has been appended: behind the edit, its mark and the
-    /// spare unit (invariant 4).
-    fn end_of(&self, payload: &[u8]) -> u64 {
-        self.position + span(payload.len()) + 2 * UNIT as u64
     }
 
     /// Appends an edit; in force when it returns. After an error, or when dropped midway, the
@@ -124,15 +114,22 @@ impl Writer {
     pub(super) async fn append(&mut self, payload: &[u8]) -> Result<()> {
         let number = self.edit + 1;
         assert_eq!(self.position % UNIT as u64, 0, "records begin at units");
-        let count = 1;
-        if self.end_of(payload) > self.kept {
-            // A large edit, or one that could not be prepared for.
+        if self.is_grown {
+            // Else a power cut could leave the edit, whole, as the last unit of the file: that is
+            // what a file looks like that was cut short behind it (invariant 4).
             self.file.sync_data().await?;
-            self.kept = self.allocated;
+            self.is_grown = false;
         }
+        let count = 1;
         self.write_record(RecordType::Edit, number, count, self.edit, payload).await?;
-        self.file.sync_data().await?;
-        self.kept = self.allocated;
+        if planted!(SkipSyncsOfManifest) {
+            self.write_record(RecordType::Mark, number + 1, 0, number, &[]).await?;
+            self.edit = number;
+            return Ok(());
+        }
+        if !planted!(SkipSyncOfEdit) {
+            self.file.sync_data().await?;
+        }
         self.write_record(RecordType::Mark, number + 1, 0, number, &[]).await?;
         self.file.sync_data().await?;
         self.edit = number;
@@ -201,9 +198,13 @@ pub(super) async fn point_current(fs: &Fs, dir: &Path, id: FileId) -> Result<()>
         OpenOptions { write: true, create_new: true, direct: false, class: Class::Background };
     let file = fs.open(temp.clone(), options).await?;
     write(&file, &format::encode_current(id), 0).await?;
-    file.sync_data().await?;
+    if !planted!(SkipSyncOfCurrent) {
+        file.sync_data().await?;
+    }
     fs.rename(temp, FileName::Current.in_dir(dir)).await?;
-    fs.sync_dir(dir).await?;
+    if !planted!(SkipDirSyncOfCurrent) {
+        fs.sync_dir(dir).await?;
+    }
     Ok(())
 }
 
@@ -219,7 +220,7 @@ pub(super) async fn read_current(fs: &Fs, dir: &Path) -> Result<FileId> {
 }
 
 /// An edit and the offset of its record.
-pub(crate) type ReadEdit = (u64, VersionEdit);
+pub(super) type ReadEdit = (u64, VersionEdit);
 
 /// All edits in force of the manifest `id`.
 pub(super) async fn read(fs: &Fs, dir: &Path, id: FileId) -> Result<Vec<ReadEdit>> {
@@ -242,7 +243,7 @@ pub(super) async fn read(fs: &Fs, dir: &Path, id: FileId) -> Result<Vec<ReadEdit
 }
 
 /// All edits in force in the `bytes` of the manifest `id`.
-pub(crate) fn replay(path: &Path, bytes: &[u8], id: FileId) -> Result<Vec<ReadEdit>> {
+fn replay(path: &Path, bytes: &[u8], id: FileId) -> Result<Vec<ReadEdit>> {
     match format::decode_header(bytes) {
         Ok(found) if found == id => {}
         Ok(_) => return Err(Error::corruption(path, 0, "this is not the manifest in CURRENT")),

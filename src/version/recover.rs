@@ -65,6 +65,7 @@ pub(super) async fn find(fs: &Fs, dir: &Path) -> Result<Found> {
     check_files(dir, &state, &lens)?;
     check_bounds(&state).map_err(|what| Error::corruption(path, 0, what))?;
     let seen = lens.keys().filter_map(|name| name.number()).max().unwrap_or(0);
+    let seen = if planted!(ReuseFileNumber) { 0 } else { seen };
     let next_file = seen + 1;
     let edit =
         VersionEdit { next_file: Some(state.next_file().max(next_file)), ..VersionEdit::default() };
@@ -136,7 +137,7 @@ fn check_files(dir: &Path, state: &State, lens: &HashMap<FileName, u64>) -> Resu
     }
     for wal in state.wals() {
         let name = FileName::Wal(wal.number);
-        if !lens.contains_key(&name) {
+        if !lens.contains_key(&name) && !planted!(IgnoreMissingLog) {
             let what = "the WAL segment is missing";
             return Err(Error::corruption(name.in_dir(dir), 0, what));
         }

@@ -220,7 +220,11 @@ impl VersionSet {
         let mut midway = Midway { set: self, is_armed: true };
         let appended = log.writer.append(&payload).await;
         midway.is_armed = false;
-        appended.map_err(|error| self.fail(error))?;
+        if planted!(AppendAfterFailedAppend) {
+            appended?;
+        } else {
+            appended.map_err(|error| self.fail(error))?;
+        }
         log.state = state;
         self.current.store(Arc::clone(&version));
         let stays: HashSet<FileNumber> = version.tables().map(|t| t.meta().number).collect();

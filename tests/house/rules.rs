@@ -17,6 +17,7 @@ const LAYERS: &[&[(&str, &[&str])]] = &[
         ("filename", &[]),
         ("key", &["codec", "error"]),
         ("options", &["error"]),
+        ("planted", &[]),
         ("range", &[]),
     ],
     &[

@@ -6,14 +6,22 @@
     reason = "tests look at the engine from outside, and a panic is how they fail"
 )]
 
+mod actions;
+mod book;
 mod client;
 mod context;
 mod damage;
 mod disk;
+mod errors;
+mod exhaustive;
 mod histories;
 mod history;
 mod life;
+mod look;
 mod model;
 mod plan;
+mod planted;
 mod regressions;
+mod script;
+mod scripts;
 mod world;

@@ -121,6 +121,19 @@ impl Image {
         self.bytes(0..self.len)
     }
 
+    /// A hash of the length and the bytes; pages of zeros cost nothing.
+    pub(super) fn fingerprint(&self) -> u64 {
+        let mut hash = self.len;
+        for (number, page) in (1u64..).zip(&self.pages) {
+            let Some(page) = page.as_deref().filter(|page| page.iter().any(|b| *b != 0)) else {
+                continue;
+            };
+            hash = (hash.rotate_left(27) ^ number ^ super::trace::hash_bytes(page))
+                .wrapping_mul(0xC4CE_B9FE_1A85_EC53);
+        }
+        hash
+    }
+
     /// Inverts one bit of the byte at `offset`, if there is such a byte.
     pub(super) fn flip(&mut self, offset: u64, bit: u8) {
         if offset < self.len {

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use super::disk::{Change, Disk, Ino, NameChange, Node, ROOT};
 use super::errno::{EISDIR, error};
 use super::image::Image;
+use super::trace::hash_bytes;
 
 impl Disk {
     /// An empty disk.
@@ -57,6 +58,18 @@ impl Disk {
         let mut names = Vec::new();
         self.walk(ROOT, Path::new("/"), false, &mut |path, _| names.push(path));
         names
+    }
+
+    /// A hash of all names and visible bytes: disks that differ in it differ for a process.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hash = 0u64;
+        self.walk(ROOT, Path::new("/"), true, &mut |path, (visible, _)| {
+            let name = hash_bytes(path.as_os_str().as_encoded_bytes());
+            for word in [name, visible.fingerprint()] {
+                hash = (hash.rotate_left(27) ^ word).wrapping_mul(0xFF51_AFD7_ED55_8CCD);
+            }
+        });
+        hash
     }
 
     fn walk(

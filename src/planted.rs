@@ -1,0 +1,152 @@
+//! Bugs planted on purpose, to test the tests: each must be found (`tests/sim/planted.rs`).
+//!
+//! A build with `--cfg seerdb_planted` has the bug that the environment variable `SEERDB_PLANT`
+//! names; in every other build `planted!` is the constant `false` and costs nothing.
+//!
+//! Invariants:
+//! 1. A planted bug breaks the contract: one that nobody could notice is none.
+
+macro_rules! planted {
+    ($bug:ident) => {
+        $crate::planted::is_planted($crate::planted::Bug::$bug)
+    };
+}
+
+/// Declares the bugs, and what they are looked up by.
+macro_rules! bugs {
+    ($($(#[$doc:meta])* $bug:ident,)*) => {
+        /// What can be planted.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum Bug {
+            $($(#[$doc])* $bug,)*
+        }
+
+        #[cfg(seerdb_planted)]
+        const ALL: &[(&str, Bug)] = &[$((stringify!($bug), Bug::$bug)),*];
+    };
+}
+
+bugs! {
+    /// A new log segment may lose its name.
+    SkipDirSyncOfLog,
+    /// A new table may lose its name.
+    SkipDirSyncOfTable,
+    /// A replaced manifest may come back.
+    SkipDirSyncOfCurrent,
+    /// CURRENT takes its name before its bytes are durable.
+    SkipSyncOfCurrent,
+    /// A table is named in the manifest before its bytes are durable.
+    SkipSyncOfTable,
+    /// The failed sync of a table is not noticed.
+    SwallowSyncErrorOfTable,
+    /// The mark behind an edit may be durable without it.
+    SkipSyncOfEdit,
+    /// Edits are in force before they are durable.
+    SkipSyncsOfManifest,
+    /// A group is acknowledged when it is written.
+    AckBeforeSyncOfGroup,
+    /// A sync that failed is repeated, and believed.
+    RetryFailedSync,
+    /// A page-cached segment counts as synced when it is written.
+    AckBeforeSyncOfSegment,
+    /// Writing goes on behind a group that failed.
+    IgnoreFailedLogWrite,
+    /// A bad record is the end of the log, whatever stands behind it.
+    StopAtBadRecord,
+    /// Zeros are taken for padding up to the end of the segment.
+    ZerosArePadding,
+    /// A whole record behind a torn one is taken for proof of damage.
+    TornTailIsDamage,
+    /// The payload of a record is not looked at.
+    SkipChecksumOfRecord,
+    /// The checksum of a block is not looked at.
+    SkipChecksumOfBlock,
+    /// A log segment that is gone held nothing.
+    IgnoreMissingLog,
+    /// The manifest does not say how far the log was durable.
+    ForgetDurableMark,
+    /// A tombstone goes before what it hides.
+    DropTombstoneEarly,
+    /// Merges keep what the newest reader sees, no more.
+    IgnoreSnapshots,
+    /// Files that no edit names do not count for the next number.
+    ReuseFileNumber,
+    /// The inputs of a merge go before its edit is in force.
+    DeleteInputsEarly,
+    /// Log segments go before the edit that brings their table.
+    DeleteLogEarly,
+    /// A flush retires the segment that the next memtable begins in.
+    RetireTooMuch,
+    /// A flush claims the commit behind its memtable.
+    FlushedSeqnoTooHigh,
+    /// A sealed memtable disowns its last commit.
+    SealTooLow,
+    /// Reads see commits that are not durable yet.
+    SeeBeforeDurable,
+    /// A synced commit is acknowledged as a written one.
+    PublishUnsynced,
+    /// A record says that the commit before it is durable.
+    StampTooEarly,
+    /// A sync counts for what was appended while it ran.
+    DurableTooEarly,
+    /// A sync leaves out segments that were closed since the last one.
+    ForgetClosedSegment,
+    /// Closing leaves what nobody waits for in the page cache.
+    CloseWithoutSync,
+    /// A buffered commit waits for somebody else to want a sync.
+    BufferedForEver,
+    /// The manifest is appended to behind an append that failed.
+    AppendAfterFailedAppend,
+    /// Recovery leaves the segments that it has replayed in the manifest.
+    KeepReplayedSegments,
+    /// The first commit of a life takes the seqno of the last one before.
+    SeqnoUsedAgain,
+    /// Replay applies the first half of a batch.
+    ReplayHalfABatch,
+    /// The cache takes all blocks of a table for one.
+    CacheByFileOnly,
+    /// Point reads walk the runs from the oldest on.
+    OldestRunFirst,
+    /// Results that came from the disk land in the wrong slots.
+    MixUpResults,
+    /// A stream that begins anew gives its last key again.
+    RepeatAfterRestart,
+    /// The excluded end of a range is given out.
+    BoundOffByOne,
+    /// A flush gives back only what it has written.
+    LeakCredits,
+    /// Writes stay refused when a full disk has space again.
+    RefuseForEver,
+    /// A snapshot sees one commit more.
+    SnapshotTooNew,
+    /// A reverse stream holds on to the first version it meets.
+    ReverseShowsOldest,
+    /// The last key of a table is not in its filter.
+    FilterForgetsLast,
+    /// The index points behind the block that begins with the key.
+    BlockBehind,
+    /// A background task that panics stops nobody.
+    PanicUnnoticed,
+    /// A merge goes on without the tables that it cannot read.
+    DropDamagedBlock,
+    /// A read that goes wrong on its way is not repeated.
+    ReadOnce,
+}
+
+/// Whether this is the bug of this process.
+#[cfg(seerdb_planted)]
+pub(crate) fn is_planted(bug: Bug) -> bool {
+    static PLANTED: std::sync::OnceLock<Option<Bug>> = std::sync::OnceLock::new();
+    let planted = PLANTED.get_or_init(|| {
+        let name = std::env::var("SEERDB_PLANT").ok()?;
+        let found = ALL.iter().find(|(known, _)| *known == name);
+        Some(found.unwrap_or_else(|| panic!("no bug is called {name}")).1)
+    });
+    *planted == Some(bug)
+}
+
+/// Whether this is the bug of this process: there is none.
+#[cfg(not(seerdb_planted))]
+pub(crate) const fn is_planted(_: Bug) -> bool {
+    false
+}
