@@ -122,8 +122,9 @@ impl Client {
             usize::MAX
         };
         if times == 0 {
-            let write = pin!(self.commit(&ops, durability, tries));
-            return drop(write);
+            // Made, and dropped before its first poll: nothing happens.
+            drop(Box::pin(self.commit(&ops, durability, tries)));
+            return;
         }
         let after = self.context.visible(&self.db);
         let was_failed = self.context.world().failed;

@@ -309,11 +309,10 @@ impl Life {
                 return;
             }
         }
-        if self.chance.one_in(3) {
-            if let Err(error) = bounded(&self.env, "a verification", db.verify()).await {
-                self.context.error(Call::Verify, &error);
-                assert!(error.is_corruption() || self.context.plan.class == Class::Lying);
-            }
+        let checks = self.chance.one_in(3);
+        if checks && let Err(error) = bounded(&self.env, "a verification", db.verify()).await {
+            self.context.error(Call::Verify, &error);
+            assert_eq!(self.context.plan.class, Class::Lying, "{error}");
         }
         if !self.context.plan.class.is_perfect() || !(self.is_last || self.chance.one_in(3)) {
             return;

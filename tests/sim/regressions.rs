@@ -87,8 +87,8 @@ fn nobody_waits_for_a_database_that_has_stopped_writing() {
     }
 }
 
-/// A directory was refused as one that had lost its CURRENT: a killed process had left the rename in
-/// the page cache, and the next one went on from it. Where a disk keeps any subset of names, a
+/// A directory was refused as one that had lost its CURRENT: a killed process had left the rename
+/// in the page cache, and the next one went on from it. Where a disk keeps any subset of names, a
 /// power cut then left what was made later, and not CURRENT.
 #[test]
 fn names_that_a_killed_process_left_survive_a_power_cut() {
