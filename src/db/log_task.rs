@@ -22,6 +22,7 @@ use super::log_work::Work;
 use super::stats::Metrics;
 use crate::error::Result;
 use crate::key::SeqNo;
+use crate::log::writer::Group;
 
 struct Done {
     seqno: SeqNo,
@@ -43,18 +44,7 @@ pub(crate) async fn run(pipeline: Arc<Pipeline>, clock: Clock, metrics: Arc<Metr
             Work::Exit => None,
             Work::Write(group) => {
                 metrics.log_group(group.buf.len());
-                in_flight.push_back(Box::pin(async move {
-                    let file = group.segment.file.clone();
-                    let (mut written, buf) = match planted!(AckBeforeSyncOfGroup) {
-                        true => file.write_at(group.buf, group.position).await,
-                        false => file.write_at_durable(group.buf, group.position).await,
-                    };
-                    if planted!(RetryFailedSync) && written.is_err() {
-                        written = file.sync_data().await.map(|()| 0);
-                    }
-                    let result = written.map(drop).map_err(Into::into);
-                    Done { seqno: group.last_seqno, result, buf: Some(buf) }
-                }));
+                in_flight.push_back(Box::pin(write_group(group)));
                 // A first poll starts the write; the next group is built meanwhile.
                 if let Some(done) = Now(in_flight.next()).await.flatten() {
                     finish(&pipeline, done);
@@ -102,6 +92,19 @@ pub(crate) async fn run(pipeline: Arc<Pipeline>, clock: Clock, metrics: Arc<Metr
             finish(&pipeline, done);
         }
     }
+}
+
+async fn write_group(group: Group) -> Done {
+    let file = group.segment.file.clone();
+    let (mut written, buf) = match planted!(AckBeforeSyncOfGroup) {
+        true => file.write_at(group.buf, group.position).await,
+        false => file.write_at_durable(group.buf, group.position).await,
+    };
+    if planted!(RetryFailedSync) && written.is_err() {
+        written = file.sync_data().await.map(|()| 0);
+    }
+    let result = written.map(drop).map_err(Into::into);
+    Done { seqno: group.last_seqno, result, buf: Some(buf) }
 }
 
 fn finish(pipeline: &Pipeline, done: Done) {

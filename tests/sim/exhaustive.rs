@@ -182,8 +182,7 @@ fn photograph_recovery(
     });
     outcome.unwrap();
     sim.on_op(|_| ());
-    let album = std::mem::take(&mut *album.lock().unwrap());
-    album
+    std::mem::take(&mut *album.lock().unwrap())
 }
 
 /// Moments and machines.

@@ -14,7 +14,7 @@ use seerdb_io::Env;
 use seerdb_io::sim::{Cut, LifeEnd, OpKind, Sim};
 
 use crate::book::{Book, Ops, State, locate};
-use crate::look;
+use crate::look::{self, Pairs};
 
 pub(crate) const SYNCED: Durability = Durability::Synced;
 pub(crate) const WRITTEN: Durability = Durability::Written;
@@ -103,7 +103,7 @@ pub(crate) struct Player<'a> {
 struct Session {
     db: DB,
     snapshots: Vec<(Snapshot, Arc<State>)>,
-    streams: Vec<(RangeStream, Vec<(Vec<u8>, Vec<u8>)>)>,
+    streams: Vec<(RangeStream, Pairs)>,
 }
 
 /// Whether the kernel may have dropped what was in the page cache: it does so when a sync fails
@@ -370,12 +370,7 @@ impl Player<'_> {
         }
     }
 
-    fn compare(
-        &self,
-        step: &str,
-        found: Result<Vec<(Vec<u8>, Vec<u8>)>, Error>,
-        expected: &[(Vec<u8>, Vec<u8>)],
-    ) {
+    fn compare(&self, step: &str, found: Result<Pairs, Error>, expected: &[(Vec<u8>, Vec<u8>)]) {
         match found {
             Ok(found) => look::same(&self.what(step), expected, &found),
             Err(error) => self.allow_read(step, &error),
