@@ -226,9 +226,11 @@ async fn replay_log(
     let segments_found = wals_in(env, dir).await?;
     versions.remove_orphans(&segments_found).await?;
     let replayed = replay::replay(env, dir, &refs, known, replayer).await?;
+    // Segments that an older manifest does not know are younger than all that it names. An older
+    // one is retired, or was dropped behind a gap: then its seqnos were given out again.
+    let newest = refs.iter().map(|named| named.id.number).max();
     for number in segments_found {
-        let is_named = refs.iter().any(|named| named.id.number == number);
-        if !is_named {
+        if newest.is_none_or(|newest| number > newest) {
             replay::prove_behind(env, dir, number, replayed.last_seqno).await?;
         }
     }
