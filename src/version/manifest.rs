@@ -220,7 +220,7 @@ pub(super) async fn read_current(fs: &Fs, dir: &Path) -> Result<FileId> {
 }
 
 /// An edit and the offset of its record.
-pub(super) type ReadEdit = (u64, VersionEdit);
+pub(crate) type ReadEdit = (u64, VersionEdit);
 
 /// All edits in force of the manifest `id`.
 pub(super) async fn read(fs: &Fs, dir: &Path, id: FileId) -> Result<Vec<ReadEdit>> {
@@ -243,7 +243,7 @@ pub(super) async fn read(fs: &Fs, dir: &Path, id: FileId) -> Result<Vec<ReadEdit
 }
 
 /// All edits in force in the `bytes` of the manifest `id`.
-fn replay(path: &Path, bytes: &[u8], id: FileId) -> Result<Vec<ReadEdit>> {
+pub(crate) fn replay(path: &Path, bytes: &[u8], id: FileId) -> Result<Vec<ReadEdit>> {
     match format::decode_header(bytes) {
         Ok(found) if found == id => {}
         Ok(_) => return Err(Error::corruption(path, 0, "this is not the manifest in CURRENT")),
