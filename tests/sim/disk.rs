@@ -54,8 +54,9 @@ impl<'a> Bytes<'a> {
     }
 }
 
-/// Reads a manifest up to its first record that is none. Magic, length and number must fit; the
-/// checksums are left to the engine.
+/// Reads a manifest up to its first record that is none. Magic, length and number must fit. The
+/// checksums are left to the engine; so an edit counts when a later record says that it was
+/// durable: before, a power cut may have torn it.
 pub(crate) fn read_manifest(bytes: &[u8]) -> Option<Manifest> {
     let word = |at: usize, len: usize| {
         let mut word = [0; 8];
@@ -64,18 +65,20 @@ pub(crate) fn read_manifest(bytes: &[u8]) -> Option<Manifest> {
     };
     let mut manifest = Manifest::default();
     let (mut at, mut expected) = (4096, 1);
+    let mut unproven = None;
     while word(at, 2) == Some(0x5EED) {
         let (kind, payload) = (word(at + 2, 1)?, usize::try_from(word(at + 4, 4)?).unwrap());
         let (span, number) = (usize::try_from(word(at + 8, 4)?).unwrap(), word(at + 16, 8)?);
         if number != expected || !(2..=3).contains(&kind) || span < 40 + payload {
             break;
         }
+        if word(at + 24, 8)? + 1 == number
+            && let Some(payload) = unproven.take()
+        {
+            apply(&mut manifest, payload)?;
+        }
         if kind == 3 {
-            let payload = bytes.get(at + 40..at + 40 + payload)?;
-            // A torn record ends the log; so does one that makes no sense.
-            if apply(&mut manifest, payload).is_none() {
-                break;
-            }
+            unproven = Some(bytes.get(at + 40..at + 40 + payload)?);
             expected += 1;
         }
         at += span;
