@@ -115,8 +115,6 @@ bugs! {
     BoundOffByOne,
     /// A flush gives back only what it has written.
     LeakCredits,
-    /// Writes stay refused when a full disk has space again.
-    RefuseForEver,
     /// A snapshot sees one commit more.
     SnapshotTooNew,
     /// A reverse stream holds on to the first version it meets.

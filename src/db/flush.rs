@@ -53,9 +53,7 @@ pub(super) async fn run(core: Arc<Core>) {
             Ok(()) => {
                 pause = RETRY_MIN;
                 *core.flush_error.lock() = None;
-                if !planted!(RefuseForEver) {
-                    core.throttle.admit();
-                }
+                core.throttle.admit();
                 // The admission may have undone a refusal that came between.
                 if core.is_closed() {
                     core.throttle.refuse(&Error::closed());
