@@ -105,8 +105,8 @@ bugs! {
     ReplayHalfABatch,
     /// The cache takes all blocks of a table for one.
     CacheByFileOnly,
-    /// Point reads walk the runs from the oldest on.
-    OldestRunFirst,
+    /// Point reads pass over the newest run.
+    SkipNewestRun,
     /// Results that came from the disk land in the wrong slots.
     MixUpResults,
     /// A stream that begins anew gives its last key again.

@@ -125,11 +125,8 @@ impl Core {
             }
         }
         let hash = key_hash(key);
-        let mut runs: Vec<_> = state.version.runs().enumerate().collect();
-        if planted!(OldestRunFirst) {
-            runs.reverse();
-        }
-        for (index, run) in runs {
+        let newest = usize::from(planted!(SkipNewestRun));
+        for (index, run) in state.version.runs().enumerate().skip(newest) {
             let Some(table) = run.find(key) else { continue };
             match table.lookup_now(&self.cache, fill_cache, key, hash, seqno) {
                 Lookup::Found(trailer, value) => return Step::Ready(Ok(live((trailer, value)))),
@@ -219,10 +216,8 @@ impl DB {
             Pin::new(&mut slow).poll(cx)
         })
         .await;
-        let slots: Vec<usize> = done.iter().map(|(index, _)| *index).collect();
-        for (at, (index, value)) in done.into_iter().enumerate() {
-            let turned = slots.get(slots.len() - 1 - at).copied().unwrap_or(index);
-            let index = if planted!(MixUpResults) { turned } else { index };
+        for (index, value) in done {
+            let index = if planted!(MixUpResults) { index / 2 } else { index };
             let slot = values.get_mut(index).expect("the index came from this list");
             *slot = value?;
         }

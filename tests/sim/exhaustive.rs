@@ -134,20 +134,13 @@ fn inspect(script: &Script, states: &[Arc<State>], image: &Image, number: usize,
     let outcome = sim.run(async {
         let db = options.open("/db").await.unwrap_or_else(|e| panic!("{what}: open: {e:?}"));
         let found = look::scan(db.iter()).await.unwrap_or_else(|e| panic!("{what}: {e:?}"));
-        let mut found: State = found.into_iter().collect();
+        let found: State = found.into_iter().collect();
         let _ = locate(states, image.bounds, &found, &what);
         look::plainly(&db, &found, &what).await.unwrap_or_else(|e| panic!("{what}: {e:?}"));
         if number.is_multiple_of(VERIFIED) {
             db.verify().await.unwrap_or_else(|e| panic!("{what}: verify: {e:?}"));
         }
-        db.put(b"probe", b"new").await.unwrap_or_else(|e| panic!("{what}: put: {e:?}"));
-        db.close().await.unwrap_or_else(|e| panic!("{what}: close: {e:?}"));
-        drop(db);
-        let db = options.open("/db").await.unwrap_or_else(|e| panic!("{what}: again: {e:?}"));
-        found.insert(b"probe".to_vec(), b"new".to_vec());
-        let again = look::scan(db.iter()).await.unwrap_or_else(|e| panic!("{what}: {e:?}"));
-        look::same(&format!("{what}, second open"), &found.into_iter().collect::<Vec<_>>(), &again);
-        db.close().await.unwrap_or_else(|e| panic!("{what}: second close: {e:?}"));
+        look::goes_on(&options, db, found, &what).await;
     });
     outcome.unwrap();
 }

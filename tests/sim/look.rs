@@ -2,7 +2,7 @@
 
 use std::ops::Bound;
 
-use seerdb::{DB, Error, RangeStream, Snapshot};
+use seerdb::{DB, DBOptions, Error, RangeStream, Snapshot};
 
 use crate::book::{State, differences};
 use crate::script::{KEYS, key};
@@ -49,6 +49,18 @@ pub(crate) async fn plainly(db: &DB, state: &State, what: &str) -> Result<(), Er
         );
     }
     Ok(())
+}
+
+/// Writes once more, closes, opens again, and compares with what was `found` before.
+pub(crate) async fn goes_on(options: &DBOptions, db: DB, mut found: State, what: &str) {
+    db.put(b"probe", b"new").await.unwrap_or_else(|e| panic!("{what}: put: {e:?}"));
+    db.close().await.unwrap_or_else(|e| panic!("{what}: close: {e:?}"));
+    drop(db);
+    let db = options.open("/db").await.unwrap_or_else(|e| panic!("{what}: again: {e:?}"));
+    found.insert(b"probe".to_vec(), b"new".to_vec());
+    let again = scan(db.iter()).await.unwrap_or_else(|e| panic!("{what}: {e:?}"));
+    same(&format!("{what}, second open"), &pairs(found.iter()), &again);
+    db.close().await.unwrap_or_else(|e| panic!("{what}: second close: {e:?}"));
 }
 
 /// Compares the database with `state` in every way there is.
