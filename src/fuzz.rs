@@ -19,7 +19,7 @@ use crate::filename::FileName;
 use crate::filter::{Filter, key_hash};
 use crate::key::{SEQNO_MAX, SeqNo, Trailer, prefix_end};
 use crate::log::format as segment;
-use crate::log::replay::{self, SegmentRef};
+use crate::log::replay::{self, Known, SegmentRef};
 use crate::record::{self, FileId, HEADER_BYTES, Header, RecordType};
 use crate::sstable::Block;
 use crate::sstable::format::{self as table, BlockKind, FOOTER_BYTES, FileRef, Footer, Handle};
@@ -159,7 +159,8 @@ pub async fn log_segment(env: &Env, dir: &Path, script: &[u8]) -> Result<()> {
     buf.extend_from_slice(&bytes);
     env.fs().open(path.clone(), options).await?.write_at(buf, 0).await.0?;
     let segments = [SegmentRef { id: ID, stream: 0 }];
-    let replayed = replay::replay(env, dir, &segments, flushed, &mut Decoder).await;
+    let known = Known { flushed, durable: 0 };
+    let replayed = replay::replay(env, dir, &segments, known, &mut Decoder).await;
     let behind = replay::prove_behind(env, dir, ID.number, flushed).await;
     env.fs().remove_file(path).await?;
     if let Ok(replayed) = replayed {

@@ -30,8 +30,8 @@ const HEADER_SPAN: u32 = 40;
 const _: () = assert!(HEADER_SPAN as usize == HEADER_BYTES);
 
 /// How much of a page-cached segment is filled with zeros at a time.
-const AHEAD_BYTES: u64 = 64 << 10;
-static ZEROS: [u8; AHEAD_BYTES as usize] = [0; AHEAD_BYTES as usize];
+const AHEAD_BYTES: usize = 64 << 10;
+static ZEROS: [u8; AHEAD_BYTES] = [0; AHEAD_BYTES];
 
 const EMPTY: Payload<'_> = Payload { parts: &[], bytes: 0, crc: 0 };
 
@@ -233,7 +233,7 @@ impl LogBuffer {
         if end <= self.zeroed {
             return Ok(());
         }
-        let until = (self.zeroed + AHEAD_BYTES).min(self.segment.bytes);
+        let until = (self.zeroed + AHEAD_BYTES as u64).min(self.segment.bytes);
         if end > until {
             // A group this large makes large pages by itself.
             self.zeroed = end.next_multiple_of(ALIGN);

@@ -338,15 +338,8 @@ fn an_older_copy_of_the_last_segment_of_a_closed_database_is_corruption() {
             let db = run(options.open(&path)).unwrap();
             let seqno = run(db.put("old", "old")).unwrap();
             run(db.wait_durable(seqno)).unwrap();
-            let logs = || {
-                let names = std::fs::read_dir(&path).unwrap().map(|e| e.unwrap().path());
-                let mut logs: Vec<PathBuf> =
-                    names.filter(|p| p.extension().is_some_and(|e| e == "wal")).collect();
-                logs.sort();
-                logs
-            };
-            let active = logs().remove(0);
-            let older = std::fs::read(&active).unwrap();
+            let active = host::files(&path, "", ".wal").remove(0);
+            let older = host::read(&active);
             run(db.put("new", "new")).unwrap();
             if dropped {
                 drop(db);
@@ -358,7 +351,7 @@ fn an_older_copy_of_the_last_segment_of_a_closed_database_is_corruption() {
             } else {
                 run(db.close()).unwrap();
             }
-            std::fs::write(&active, &older).unwrap();
+            host::write(&active, &older);
             let error = run(options.open(&path)).unwrap_err();
             assert!(error.is_corruption(), "{error}");
             assert_eq!(error.location().unwrap().0, active);

@@ -90,7 +90,7 @@ impl Goldens {
                 let db = options.open(&dir).await.expect("a fresh database opens");
                 fill(&db, 0, 45).await;
                 // A database at rest: its merges are done.
-                db.compact_range::<&[u8], _>(..).await.expect("a merge");
+                db.compact_range(..).await.expect("a merge");
                 fill(&db, 45, 65).await;
                 settle(&db);
                 let early = read(&dir);
@@ -171,7 +171,7 @@ async fn use_all(db: &DB) {
     // A damaged table stops its merge; what it stops next is for the engine to say.
     let written = db.put("key-new", "new").durability(Durability::Synced).await;
     let flushed = db.flush().await;
-    let merged = db.compact_range::<&[u8], _>(..).await;
+    let merged = db.compact_range(..).await;
     if written.is_ok() {
         let found = db.get("key-new").await;
         assert!(found.is_ok_and(|value| value.as_deref() == Some(b"new")), "a write is lost");
