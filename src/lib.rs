@@ -102,7 +102,7 @@
 //! | layer | modules | what they are |
 //! |---|---|---|
 //! | 0 | crate `seerdb_io` | files, clock, random numbers and tasks, behind [`Env`] |
-//! | 1 | error, options, key, codec, filename | values; no async, no files |
+//! | 1 | error, options, key, codec, filename, sync | values; no async, no files |
 //! | 2 | record, batch, memtable, filter, cache, iter, snapshot | bytes and memory; no files |
 //! | 3 | log, sstable | one file kind each, with its format |
 //! | 4 | version | which files make up the database: versions, edits, the manifest |
@@ -164,6 +164,7 @@ pub use db::{
 };
 pub use error::{Error, ErrorKind, Result};
 pub use key::{BATCH_BYTES_MAX, BATCH_OPS_MAX, KEY_BYTES_MAX, SEQNO_MAX, SeqNo, VALUE_BYTES_MAX};
+mod sync;
 pub use options::{Compression, DBOptions, Durability};
 pub use range::KeyRange;
 #[cfg(feature = "sim")]

@@ -7,13 +7,13 @@
 //!    a mark tells it. The sync of a mark asks for no further mark.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::Waker;
 use std::time::Duration;
 
 use seerdb_io::AlignedBuf;
 
-use super::commit::{GROUP_BYTES_MAX, Pipeline, State, Wakers};
+use super::commit::{GROUP_BYTES_MAX, Pipeline, State};
+use super::publish::Wakers;
 use crate::error::Error;
 use crate::key::SeqNo;
 use crate::log::segment::Segment;
@@ -141,9 +141,7 @@ impl Pipeline {
     pub(crate) fn made_durable(&self, seqno: SeqNo, buf: Option<AlignedBuf>) {
         let mut wakers = Wakers::new();
         let mut state = self.state.lock();
-        if seqno > self.durable() {
-            // Order: Release pairs with the Acquire of `durable`.
-            self.durable.store(seqno, Ordering::Release);
+        if self.progress.made_durable(seqno) {
             state.durable_at = self.clock.now();
         }
         if let Some(buf) = buf.filter(|b| b.capacity() <= SPARE_BYTES_MAX) {
