@@ -72,6 +72,14 @@
 //!
 //! Every async function says under "Cancel safety" what holds when its future is dropped.
 //!
+//! # Forks
+//!
+//! A process that forks without a following exec has the handle in both processes, and its threads
+//! in the parent alone. The child must not use it, and can do no harm: nothing of what it does
+//! reaches the directory. What would wait for a thread fails with [`ErrorKind::Forked`]; but a
+//! lock that a thread held at the fork is held for ever. A child that executes another program
+//! inherits neither files nor the lock.
+//!
 //! # Memory
 //!
 //! [`DBOptions::memory_budget`] covers memtables, block cache, and the filters and indexes of open
@@ -156,6 +164,7 @@ mod range;
 mod record;
 mod snapshot;
 mod sstable;
+mod sync;
 mod version;
 
 pub use db::{
@@ -164,7 +173,6 @@ pub use db::{
 };
 pub use error::{Error, ErrorKind, Result};
 pub use key::{BATCH_BYTES_MAX, BATCH_OPS_MAX, KEY_BYTES_MAX, SEQNO_MAX, SeqNo, VALUE_BYTES_MAX};
-mod sync;
 pub use options::{Compression, DBOptions, Durability};
 pub use range::KeyRange;
 #[cfg(feature = "sim")]

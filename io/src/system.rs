@@ -5,7 +5,9 @@
 //!    backend, its tasks' wakers and its timers have none. So the last handle's drop is the end.
 //! 2. Closing never waits: it sets flags and wakes; each thread ends by itself when nothing of it
 //!    is in flight.
-//! 3. After a ring has failed (`failed` is set) every operation fails with that reason.
+//! 3. A forked child starts nothing and writes nothing: it has no thread of the backend, and shares
+//!    its rings and files with the parent.
+//! 4. After a ring has failed (`failed` is set) every operation fails with that reason.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -30,6 +32,8 @@ pub(crate) struct Shared {
     pub(crate) timers: Arc<Timers>,
     in_flight: AtomicUsize,
     failed: OnceLock<String>,
+    /// The process that has the threads; a forked child has their memory and none of them.
+    process: u32,
 }
 
 impl Shared {
@@ -41,6 +45,7 @@ impl Shared {
             timers: Timers::new(),
             in_flight: AtomicUsize::new(0),
             failed: OnceLock::new(),
+            process: std::process::id(),
         })
     }
 
@@ -63,7 +68,23 @@ impl Shared {
         self.failed.get_or_init(|| reason.to_owned());
     }
 
+    /// Whether this is another process than the one that has the threads.
+    pub(crate) fn is_forked(&self) -> bool {
+        std::process::id() != self.process
+    }
+
+    /// Refuses what would write behind the back of the process that this one was forked from.
+    pub(crate) fn check_process(&self) -> io::Result<()> {
+        if self.is_forked() {
+            return Err(io::Error::other("the file layer belongs to the process before the fork"));
+        }
+        Ok(())
+    }
+
     fn failure(&self) -> Option<io::Error> {
+        if let Err(e) = self.check_process() {
+            return Some(e);
+        }
         let reason = self.failed.get()?;
         Some(io::Error::other(format!("the ring has failed: {reason}")))
     }
@@ -159,6 +180,9 @@ impl System {
 
     /// Runs a blocking call on a thread of ours; drops it when there is none.
     pub(crate) fn start_call(&self, call: Call) {
+        if self.shared.is_forked() {
+            return drop(call);
+        }
         if let Some(call) = lane::run_here(&self.lanes, call) {
             drop(self.shared.pool.push(Job::Call(call)));
         }
