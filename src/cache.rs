@@ -15,9 +15,9 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared, WeakShared};
-use parking_lot::Mutex;
 
 use crate::error::Result;
+use crate::sync::Mutex;
 
 /// What the map of the cache, its lists and the allocator spend on an entry beside its bytes.
 const ENTRY_OVERHEAD: usize = 96;

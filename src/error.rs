@@ -19,7 +19,8 @@ pub enum ErrorKind {
     InvalidArgument,
     /// This version or configuration cannot do it, for instance read a newer format.
     NotSupported,
-    /// The commit lost against another one: retry the whole transaction.
+    /// The commit lost against another one: retry the whole transaction. Nothing returns it yet,
+    /// as there are no transactions.
     Conflict,
     /// Accepting the write now would have to wait: shed load or retry later.
     WouldStall,
@@ -37,6 +38,9 @@ pub enum ErrorKind {
     Locked,
     /// The database is closed.
     Closed,
+    /// The handle came into this process by a fork: use it in the process that opened it, or open
+    /// the database here once that one has closed it. Nothing was changed.
+    Forked,
 }
 
 /// Everything that can go wrong. Cheap to clone, so that one failure can reach many waiters.
@@ -78,6 +82,12 @@ impl Error {
     /// The database is closed.
     pub(crate) fn closed() -> Self {
         Error::new(ErrorKind::Closed, "the database is closed")
+    }
+
+    /// The handle was carried into another process.
+    pub(crate) fn forked() -> Self {
+        let sentence = "the database was opened by another process, from which this one was forked";
+        Error::new(ErrorKind::Forked, sentence)
     }
 
     /// An error of `kind` caused by `source`.

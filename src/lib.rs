@@ -72,6 +72,14 @@
 //!
 //! Every async function says under "Cancel safety" what holds when its future is dropped.
 //!
+//! # Forks
+//!
+//! A process that forks without a following exec has the handle in both processes, and its threads
+//! in the parent alone. The child must not use it, and can do no harm: nothing of what it does
+//! reaches the directory. What would wait for a thread fails with [`ErrorKind::Forked`]; but a
+//! lock that a thread held at the fork is held for ever. A child that executes another program
+//! inherits neither files nor the lock.
+//!
 //! # Memory
 //!
 //! [`DBOptions::memory_budget`] covers memtables, block cache, and the filters and indexes of open
@@ -102,7 +110,7 @@
 //! | layer | modules | what they are |
 //! |---|---|---|
 //! | 0 | crate `seerdb_io` | files, clock, random numbers and tasks, behind [`Env`] |
-//! | 1 | error, options, key, codec, filename | values; no async, no files |
+//! | 1 | error, options, key, codec, filename, sync | values; no async, no files |
 //! | 2 | record, batch, memtable, filter, cache, iter, snapshot | bytes and memory; no files |
 //! | 3 | log, sstable | one file kind each, with its format |
 //! | 4 | version | which files make up the database: versions, edits, the manifest |
@@ -160,6 +168,7 @@ mod range;
 mod record;
 mod snapshot;
 mod sstable;
+mod sync;
 mod version;
 
 pub use db::{

@@ -8,9 +8,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use crate::key::SeqNo;
+use crate::sync::Mutex;
 
 /// The seqnos that snapshots and streams read at, with their number of readers.
 #[derive(Default)]

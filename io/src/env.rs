@@ -186,6 +186,16 @@ impl Env {
         }
     }
 
+    /// Whether this process was forked from the one that made the environment: then nothing can be
+    /// read or written with it, and nothing is waited for by anybody.
+    pub fn is_forked(&self) -> bool {
+        match &self.inner.keeper {
+            Keeper::System(handle) => handle.system().shared.is_forked(),
+            #[cfg(feature = "sim")]
+            Keeper::Sim(_) => false,
+        }
+    }
+
     /// Ends the threads of the environment, whatever other handles there are, and resolves when
     /// they have ended: the operations in flight are waited for, tasks that still run on a lane are
     /// dropped at their next pause, and what is polled first from now on fails unless

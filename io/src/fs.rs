@@ -296,7 +296,8 @@ impl File {
             let e = io::Error::new(io::ErrorKind::InvalidInput, text);
             return Err(inner.error(Operation::Write, Some(offset), e));
         }
-        let written = sys::write_all(&inner.file, bytes, offset);
+        let written = inner.handle.system().shared.check_process();
+        let written = written.and_then(|()| sys::write_all(&inner.file, bytes, offset));
         written.map_err(|e| inner.error(Operation::Write, Some(offset), e))
     }
 

@@ -3,8 +3,8 @@
 //! Invariants:
 //! 1. Who puts something into a mailbox then asks whether to ring; the thread arms itself and then
 //!    looks into the mailbox before it sleeps (`armed.rs`).
-//! 2. A thread that ends sets `dead` and then empties the mailbox; who puts something into a dead
-//!    mailbox empties it likewise. So nothing is left in it for ever.
+//! 2. A thread that ends says so and then empties the mailbox; who puts something into a dead
+//!    mailbox empties it likewise (`ended.rs`). So nothing is left in it for ever.
 //! 3. A task is in `tasks` from its start until its future is dropped, so that the end of the lane
 //!    reaches also those that wait for something.
 //! 4. Foreign code (tasks, wakers, drops) that panics never ends a thread of ours.
@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 use std::time::Duration;
@@ -27,6 +27,7 @@ use parking_lot::Mutex;
 use slab::Slab;
 
 use crate::armed::Armed;
+use crate::ended::Ended;
 use crate::env::{Lane, Panicked, contained, message};
 use crate::fs::Class;
 use crate::op::Call;
@@ -124,7 +125,7 @@ pub(crate) struct Mailbox {
     timers: Option<Arc<TimerQueue>>,
     armed: Armed,
     closing: AtomicU8,
-    dead: AtomicBool,
+    ended: Ended,
     bell: Bell,
 }
 
@@ -140,7 +141,7 @@ impl Mailbox {
             timers: timers.then(Arc::default),
             armed: Armed::new(),
             closing: AtomicU8::new(OPEN),
-            dead: AtomicBool::new(false),
+            ended: Ended::new(),
             bell,
         })
     }
@@ -181,10 +182,7 @@ impl Mailbox {
 
     /// Empties a dead mailbox.
     fn bury(&self) {
-        // Order: `end` stores with a fence behind it; the fence of `kick` or this load comes after
-        // the push, so either `end` sees what was pushed or this sees `dead`.
-        fence(Ordering::SeqCst);
-        if self.dead.load(Ordering::SeqCst) {
+        if self.ended.is_over() {
             self.empty();
         }
     }
@@ -233,8 +231,7 @@ impl Mailbox {
 
     /// The thread has ended: drops what is left of its tasks.
     pub(crate) fn end(&self) {
-        self.dead.store(true, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
+        self.ended.end();
         if let Some(timers) = &self.timers {
             timers.close();
         }

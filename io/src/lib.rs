@@ -24,8 +24,10 @@
 
 mod armed;
 mod buf;
+mod ended;
 mod env;
 mod error;
+mod forked;
 mod fs;
 mod lane;
 mod op;
@@ -40,7 +42,7 @@ mod transfer;
 #[cfg(all(target_os = "linux", not(seerdb_no_uring)))]
 mod uring;
 
-/// What `armed.rs` is made of; its model has other atomics of the same names.
+/// What `armed.rs` and `ended.rs` are made of; their model has other atomics of the same names.
 mod atomic {
     pub(super) use std::sync::atomic::{AtomicBool, Ordering, fence};
 }

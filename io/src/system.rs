@@ -5,7 +5,9 @@
 //!    backend, its tasks' wakers and its timers have none. So the last handle's drop is the end.
 //! 2. Closing never waits: it sets flags and wakes; each thread ends by itself when nothing of it
 //!    is in flight.
-//! 3. After a ring has failed (`failed` is set) every operation fails with that reason.
+//! 3. A forked child starts nothing and writes nothing: it has no thread of the backend, and shares
+//!    its rings and files with the parent.
+//! 4. After a ring has failed (`failed` is set) every operation fails with that reason.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,6 +17,7 @@ use futures::channel::oneshot;
 
 use crate::env::{Backend, EnvOptions, IoBackend, Lane};
 use crate::error::{Error, Operation, Result};
+use crate::forked::ForkMark;
 use crate::fs::{BufResult, Class};
 use crate::lane::{self, Bell, Local, Mailbox, Offer};
 use crate::op::Call;
@@ -30,6 +33,8 @@ pub(crate) struct Shared {
     pub(crate) timers: Arc<Timers>,
     in_flight: AtomicUsize,
     failed: OnceLock<String>,
+    /// A forked child has the memory of the threads and none of them.
+    process: ForkMark,
 }
 
 impl Shared {
@@ -41,6 +46,7 @@ impl Shared {
             timers: Timers::new(),
             in_flight: AtomicUsize::new(0),
             failed: OnceLock::new(),
+            process: ForkMark::new(),
         })
     }
 
@@ -63,7 +69,23 @@ impl Shared {
         self.failed.get_or_init(|| reason.to_owned());
     }
 
+    /// Whether this is another process than the one that has the threads.
+    pub(crate) fn is_forked(&self) -> bool {
+        self.process.is_forked()
+    }
+
+    /// Refuses what would write behind the back of the process that this one was forked from.
+    pub(crate) fn check_process(&self) -> io::Result<()> {
+        if self.is_forked() {
+            return Err(io::Error::other("the file layer belongs to the process before the fork"));
+        }
+        Ok(())
+    }
+
     fn failure(&self) -> Option<io::Error> {
+        if let Err(e) = self.check_process() {
+            return Some(e);
+        }
         let reason = self.failed.get()?;
         Some(io::Error::other(format!("the ring has failed: {reason}")))
     }
@@ -159,6 +181,9 @@ impl System {
 
     /// Runs a blocking call on a thread of ours; drops it when there is none.
     pub(crate) fn start_call(&self, call: Call) {
+        if self.shared.is_forked() {
+            return drop(call);
+        }
         if let Some(call) = lane::run_here(&self.lanes, call) {
             drop(self.shared.pool.push(Job::Call(call)));
         }

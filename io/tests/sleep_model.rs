@@ -1,4 +1,5 @@
-//! All interleavings of the sleep agreement (`src/armed.rs`), by loom.
+//! All interleavings of the sleep agreement (`src/armed.rs`) and of a thread's end
+//! (`src/ended.rs`), by loom.
 //!
 //! The bell is a counter that remembers a ring, as an eventfd, a parking token and a task's waker
 //! do. A lost wake shows as a thread that sleeps for ever, which loom reports as a deadlock.
@@ -17,6 +18,8 @@ mod atomic {
 
 #[path = "../src/armed.rs"]
 mod armed;
+#[path = "../src/ended.rs"]
+mod ended;
 
 struct Model {
     armed: Armed,
@@ -86,4 +89,30 @@ fn one_producer_never_loses_a_wake() {
 #[test]
 fn two_producers_never_lose_a_wake() {
     check(2, 1);
+}
+
+/// What is brought while the thread ends is found by one of the two.
+#[test]
+fn nothing_is_left_with_a_thread_that_has_ended() {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(|| {
+        let ended = Arc::new((ended::Ended::new(), AtomicUsize::new(0)));
+        let bringers: Vec<_> = (0..2)
+            .map(|_| {
+                let ended = Arc::clone(&ended);
+                thread::spawn(move || {
+                    // Relaxed on purpose: the queue orders nothing by itself.
+                    ended.1.fetch_add(1, Ordering::Relaxed);
+                    if ended.0.is_over() { ended.1.swap(0, Ordering::Relaxed) } else { 0 }
+                })
+            })
+            .collect();
+        ended.0.end();
+        let mut found = ended.1.swap(0, Ordering::Relaxed);
+        for bringer in bringers {
+            found += bringer.join().unwrap();
+        }
+        assert_eq!(found, 2, "something was left behind");
+    });
 }

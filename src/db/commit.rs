@@ -21,16 +21,15 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use event_listener::{Event, EventListener};
-use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use seerdb_io::{AlignedBuf, Clock};
-use smallvec::SmallVec;
 
+use super::publish::{Progress, Queue, Wakers};
+use super::signal::Signal;
 use super::state::ReadStates;
 use crate::error::{Error, ErrorKind, Result};
 use crate::filename::FileNumber;
@@ -43,21 +42,17 @@ use crate::options::Durability;
 /// A group that has grown to this size is written without waiting for its time.
 pub(super) const GROUP_BYTES_MAX: usize = 1 << 20;
 
-pub(crate) type Wakers = SmallVec<[Waker; 8]>;
-
 /// The pipeline of one open database.
 pub(crate) struct Pipeline {
     pub(super) state: Mutex<State>,
-    visible: AtomicU64,
-    pub(super) durable: AtomicU64,
+    pub(super) progress: Progress,
     pub(super) grouped: bool,
     memtable_bytes: usize,
     pub(super) buffered_delay: Duration,
     pub(super) clock: Clock,
     pub(super) read_states: Arc<ReadStates>,
     /// Wakes the log task.
-    pub(super) log_waker: AtomicWaker,
-    pub(super) log_signal: AtomicBool,
+    pub(super) log_signal: Signal,
     /// A segment is ready, or will not be.
     segment_event: Event,
     /// A segment is wanted.
@@ -77,9 +72,7 @@ pub(super) struct State {
     next: Next,
     /// The length that the next segment must have at least.
     pub(super) wanted_bytes: u64,
-    pending: VecDeque<Pending>,
-    /// The id of the first pending commit.
-    pub(super) front: u64,
+    pub(super) pending: Queue,
     pub(super) active: Arc<Memtable>,
     /// The last seqno before the active memtable.
     pub(super) active_base: SeqNo,
@@ -101,13 +94,6 @@ enum Next {
     Wanted,
     Ready(Arc<Segment>),
     Failed(Error),
-}
-
-struct Pending {
-    last_seqno: SeqNo,
-    durability: Durability,
-    inserted: bool,
-    waker: Option<Waker>,
 }
 
 /// A commit that is in the log buffer.
@@ -147,8 +133,7 @@ impl Pipeline {
             unsynced: Vec::new(),
             next: Next::Wanted,
             wanted_bytes: 0,
-            pending: VecDeque::new(),
-            front: 0,
+            pending: Queue::default(),
             active: start.active,
             active_base: last,
             sync_wanted: last,
@@ -162,15 +147,13 @@ impl Pipeline {
         };
         Pipeline {
             state: Mutex::new(state),
-            visible: AtomicU64::new(last),
-            durable: AtomicU64::new(last),
+            progress: Progress::new(last),
             grouped: start.grouped,
             memtable_bytes: start.memtable_bytes,
             buffered_delay: start.buffered_delay,
             clock: start.clock,
             read_states: start.read_states,
-            log_waker: AtomicWaker::new(),
-            log_signal: AtomicBool::new(false),
+            log_signal: Signal::new(),
             segment_event: Event::new(),
             prepare_event: Event::new(),
             sealed_event: Event::new(),
@@ -180,13 +163,12 @@ impl Pipeline {
 
     /// The newest seqno that reads may use.
     pub(crate) fn visible(&self) -> SeqNo {
-        // Order: Acquire pairs with the Release in `publish`: what was inserted before is seen.
-        self.visible.load(Ordering::Acquire)
+        self.progress.visible()
     }
 
     /// The newest seqno that is durable together with all before it.
     pub(crate) fn durable(&self) -> SeqNo {
-        self.durable.load(Ordering::Acquire)
+        self.progress.durable()
     }
 
     /// Reserves seqnos and log space for a commit of `count` operations and copies its record.
@@ -242,13 +224,11 @@ impl Pipeline {
         };
         state.log.append(payload, count, durable);
         let last_seqno = state.log.last_seqno();
-        let inserted = false;
-        state.pending.push_back(Pending { last_seqno, durability, inserted, waker: None });
-        let id = state.front + state.pending.len() as u64 - 1;
+        let id = state.pending.push(last_seqno, durability);
         let memtable = state.active.clone();
         let wake = self.schedule(state, durability, last_seqno).map_err(Refused::Error)?;
         if planted!(SeeBeforeDurable) {
-            self.visible.store(last_seqno, Ordering::Release);
+            self.progress.show_early(last_seqno);
         }
         Ok((Ticket { id, first_seqno, last_seqno, memtable }, wake))
     }
@@ -287,9 +267,7 @@ impl Pipeline {
     }
 
     pub(super) fn signal_log(&self) {
-        if !self.log_signal.swap(true, Ordering::SeqCst) {
-            self.log_waker.wake();
-        }
+        self.log_signal.raise();
     }
 
     fn check_open(&self, state: &State) -> Result<()> {
@@ -391,10 +369,7 @@ impl Pipeline {
     pub(crate) fn finish(&self, ticket: &Ticket, cx: &mut Context<'_>) -> Poll<Result<()>> {
         let mut wakers = Wakers::new();
         let mut state = self.state.lock();
-        let index = usize::try_from(ticket.id - state.front).expect("the queue fits memory");
-        let pending = state.pending.get_mut(index).expect("a commit is published once inserted");
-        pending.inserted = true;
-        if index == 0 {
+        if state.pending.inserted(ticket.id) {
             self.publish(&mut state, &mut wakers);
         }
         let poll = poll_published(&mut state, ticket.id, cx);
@@ -413,25 +388,7 @@ impl Pipeline {
         if state.failure.is_some() {
             return;
         }
-        let durable = self.durable();
-        let mut visible = None;
-        while let Some(front) = state.pending.front() {
-            let safe = match front.durability {
-                Durability::Buffered => true,
-                Durability::Written => !self.grouped || front.last_seqno <= durable,
-                Durability::Synced => front.last_seqno <= durable,
-            };
-            if !(front.inserted && (safe || planted!(PublishUnsynced))) {
-                break;
-            }
-            visible = Some(front.last_seqno);
-            let published = state.pending.pop_front();
-            wakers.extend(published.and_then(|p| p.waker));
-            state.front += 1;
-        }
-        if let Some(visible) = visible {
-            // Order: Release, see `visible`.
-            self.visible.store(visible, Ordering::Release);
+        if state.pending.publish(&self.progress, self.grouped, wakers) {
             self.progress_event.notify(usize::MAX);
         }
     }
@@ -447,7 +404,7 @@ impl Pipeline {
     /// Lets everybody who waits find the failure.
     pub(super) fn wake_failed(&self) {
         let mut state = self.state.lock();
-        let wakers: Wakers = state.pending.iter_mut().filter_map(|p| p.waker.take()).collect();
+        let wakers = state.pending.take_wakers();
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
         self.notify_all();
@@ -525,20 +482,51 @@ impl Pipeline {
 }
 
 fn poll_published(state: &mut State, id: u64, cx: &mut Context<'_>) -> Poll<Result<()>> {
-    if id < state.front {
-        return Poll::Ready(Ok(()));
+    match (state.pending.poll(id, cx), &state.failure) {
+        (Poll::Pending, Some(cause)) => Poll::Ready(Err(indeterminate(cause))),
+        (published, _) => published.map(Ok),
     }
-    if let Some(cause) = &state.failure {
-        return Poll::Ready(Err(indeterminate(cause)));
-    }
-    let index = usize::try_from(id - state.front).expect("the queue fits memory");
-    if let Some(pending) = state.pending.get_mut(index) {
-        pending.waker = Some(cx.waker().clone());
-    }
-    Poll::Pending
 }
 
 fn indeterminate(cause: &Error) -> Error {
     let sentence = "the commit may or may not survive; reopen the database and look";
     cause.with_kind(ErrorKind::Indeterminate, sentence)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::executor::block_on;
+    use seerdb_io::{Env, EnvOptions};
+
+    use super::*;
+    use crate::codec::crc32c;
+    use crate::log::segment::{Plan, prepare};
+
+    #[test]
+    fn beyond_the_last_seqno_nothing_is_taken() {
+        let env = Env::new(&EnvOptions::default()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let plan = Plan { number: 1, bytes: 1 << 16, direct: false, recycled: None };
+        let active = Arc::new(Memtable::new(1));
+        let pipeline = Pipeline::new(Start {
+            segment: Arc::new(block_on(prepare(&env, dir.path(), plan)).unwrap()),
+            last_seqno: SEQNO_MAX - 3,
+            active: active.clone(),
+            grouped: false,
+            memtable_bytes: 1 << 20,
+            buffered_delay: Duration::ZERO,
+            clock: env.clock().clone(),
+            read_states: Arc::new(ReadStates::new(active, Arc::default())),
+        });
+        let payload = Payload { parts: &[b"op"], bytes: 2, crc: crc32c(b"op") };
+        let append = |count| match pipeline.append(&payload, count, Durability::Buffered) {
+            Ok(ticket) => Ok(ticket.last_seqno),
+            Err(Refused::Error(error)) => Err(error.kind()),
+            Err(Refused::NoSegment(_)) => panic!("the segment has room"),
+        };
+        assert_eq!(append(3), Err(ErrorKind::FailStop), "a batch is refused whole");
+        assert_eq!(append(2), Ok(SEQNO_MAX - 1));
+        assert_eq!(append(1), Err(ErrorKind::FailStop));
+        assert!(pipeline.failure().is_none(), "reading and closing go on");
+    }
 }

@@ -10,7 +10,6 @@
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use futures::future::BoxFuture;
@@ -34,8 +33,7 @@ struct Done {
 pub(crate) async fn run(pipeline: Arc<Pipeline>, clock: Clock, metrics: Arc<Metrics>) {
     let mut in_flight: FuturesOrdered<BoxFuture<'static, Done>> = FuturesOrdered::new();
     loop {
-        // Order: SeqCst, paired with `signal_log`: a signal after this swap is seen by the sleep.
-        pipeline.log_signal.swap(false, Ordering::SeqCst);
+        pipeline.log_signal.clear();
         let deadline = match pipeline.next_work(in_flight.len()) {
             Work::Exit if in_flight.is_empty() => {
                 pipeline.log_ended();
@@ -75,20 +73,18 @@ pub(crate) async fn run(pipeline: Arc<Pipeline>, clock: Clock, metrics: Arc<Metr
         };
         let mut timer = deadline.map(|at| clock.sleep(at.saturating_sub(clock.now())));
         let done = std::future::poll_fn(|cx| {
-            pipeline.log_waker.register(cx.waker());
-            if let Poll::Ready(Some(done)) = in_flight.poll_next_unpin(cx) {
-                return Poll::Ready(Some(done));
-            }
-            if pipeline.log_signal.load(Ordering::SeqCst) {
-                return Poll::Ready(None);
-            }
-            match &mut timer {
-                Some(timer) => Pin::new(timer).poll(cx).map(|()| None),
-                None => Poll::Pending,
-            }
+            pipeline.log_signal.poll_or(cx, |cx| {
+                if let Poll::Ready(Some(done)) = in_flight.poll_next_unpin(cx) {
+                    return Poll::Ready(Some(done));
+                }
+                match &mut timer {
+                    Some(timer) => Pin::new(timer).poll(cx).map(|()| None),
+                    None => Poll::Pending,
+                }
+            })
         })
         .await;
-        if let Some(done) = done {
+        if let Some(done) = done.flatten() {
             finish(&pipeline, done);
         }
     }

@@ -8,13 +8,13 @@
 //! 3. Nothing becomes durable after a failure: what succeeds then may stand behind a gap.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::Waker;
 use std::time::Duration;
 
 use seerdb_io::AlignedBuf;
 
-use super::commit::{GROUP_BYTES_MAX, Pipeline, State, Wakers};
+use super::commit::{GROUP_BYTES_MAX, Pipeline, State};
+use super::publish::Wakers;
 use crate::error::Error;
 use crate::key::SeqNo;
 use crate::log::segment::Segment;
@@ -148,9 +148,7 @@ impl Pipeline {
         if state.failure.is_some() {
             return;
         }
-        if seqno > self.durable() {
-            // Order: Release pairs with the Acquire of `durable`.
-            self.durable.store(seqno, Ordering::Release);
+        if self.progress.made_durable(seqno) {
             state.durable_at = self.clock.now();
         }
         if let Some(buf) = buf.filter(|b| b.capacity() <= SPARE_BYTES_MAX) {

@@ -12,8 +12,10 @@ mod log_task;
 mod log_work;
 mod merge_task;
 mod open;
+mod publish;
 mod read;
 mod segments;
+mod signal;
 mod snapshot;
 mod state;
 mod stats;
@@ -113,6 +115,11 @@ impl Core {
         if self.closed.load(Ordering::Relaxed) { Err(Error::closed()) } else { Ok(()) }
     }
 
+    /// Refuses to wait for threads that a forked process does not have.
+    pub(crate) fn check_process(&self) -> Result<()> {
+        if self.env.is_forked() { Err(Error::forked()) } else { Ok(()) }
+    }
+
     fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Relaxed)
     }
@@ -165,7 +172,7 @@ impl DB {
     /// - `NoSpace`: the disk is full. Nothing was changed; the write may be retried later.
     /// - `FailStop`: an earlier failure stopped writing; reopen. Nothing was changed.
     /// - `Indeterminate`: the log failed with this write in it; it may or may not survive.
-    /// - `Closed`.
+    /// - `Closed`; `Forked`.
     ///
     /// # Durability
     ///
@@ -265,6 +272,9 @@ impl DB {
     ///
     /// Dropping the future does not stop the sync.
     pub async fn wait_durable(&self, seqno: SeqNo) -> Result<()> {
+        if seqno > self.durable_seqno() {
+            self.core().check_process()?;
+        }
         self.core().pipeline.wait_durable(seqno).await
     }
 
@@ -294,6 +304,7 @@ impl DB {
     pub async fn flush(&self) -> Result<()> {
         let core = self.core();
         core.check_open()?;
+        core.check_process()?;
         let upto = core.pipeline.seal()?;
         core.wait_flushed(upto).await
     }
@@ -354,7 +365,8 @@ impl DB {
     ///
     /// # Errors
     ///
-    /// `FailStop` when writing had failed before; `Closed` when the database was closed already.
+    /// `FailStop` when writing had failed before; `Closed` when the database was closed already;
+    /// `Forked`.
     ///
     /// # Durability
     ///
@@ -365,6 +377,7 @@ impl DB {
     /// Dropping the future leaves the closing to the engine's own threads.
     pub async fn close(&self) -> Result<()> {
         let core = self.core();
+        core.check_process()?;
         if !core.begin_close() {
             return Err(Error::closed());
         }

@@ -77,6 +77,9 @@ impl DBOptions {
             Some(env) => env.clone(),
             None => start_env(&settings)?,
         };
+        if env.is_forked() {
+            return Err(Error::forked());
+        }
         tracing::debug!(backend = %env.io_backend(), "opening {}", dir.display());
         let lock = lock(&env, &dir, &settings).await?;
         let disk = recover(&env, &dir, &settings).await?;

@@ -117,8 +117,8 @@ impl Core {
         if let Err(error) = self.check_open().and_then(|()| check_key(key)) {
             return Step::Ready(Err(error));
         }
-        let state = self.read_states.load();
-        let seqno = seqno.unwrap_or_else(|| self.pipeline.visible());
+        let visible = || seqno.unwrap_or_else(|| self.pipeline.visible());
+        let (state, seqno) = self.read_states.view(visible);
         for memtable in &state.memtables {
             if let Some(found) = memtable.get(key, seqno) {
                 return Step::Ready(Ok(live(found)));

@@ -6,14 +6,16 @@
 //! 3. A flushed memtable leaves in the same change that brings the version with its table.
 //! 4. A read loads the state first and its seqno second: then nothing that the seqno can see has
 //!    been forgotten by a merge that the state does not know.
+//!
+//! The model in `tests/models` tries all orders of this file.
 
 use std::sync::Arc;
 
-use arc_swap::{ArcSwap, Guard};
-use parking_lot::Mutex;
 use smallvec::SmallVec;
 
+use crate::key::SeqNo;
 use crate::memtable::Memtable;
+use crate::sync::{ArcSwap, Guard, Mutex};
 use crate::version::Version;
 
 /// The memtables and the version of one moment.
@@ -42,6 +44,12 @@ impl ReadStates {
     /// The present state, for the length of one synchronous look.
     pub(crate) fn load(&self) -> Guard<Arc<ReadState>> {
         self.current.load()
+    }
+
+    /// The present state, and behind it the seqno to read at (invariant 4).
+    pub(crate) fn view(&self, visible: impl FnOnce() -> SeqNo) -> (Guard<Arc<ReadState>>, SeqNo) {
+        let state = self.current.load();
+        (state, visible())
     }
 
     /// The present state, to keep.

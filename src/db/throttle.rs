@@ -17,13 +17,10 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
-use futures::channel::oneshot;
-use parking_lot::Mutex;
-
 use crate::error::{Error, Result};
+use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering, oneshot};
 
 /// Byte credits with a first-come, first-served queue.
 pub(crate) struct Throttle {

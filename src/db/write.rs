@@ -268,11 +268,22 @@ impl WriteFuture {
 
     /// Takes the credits, at once or by waiting in the queue.
     fn start(&mut self) -> State {
-        if let Err(error) = self.db.core().check_open() {
+        let core = self.db.core();
+        if let Err(error) = core.check_open() {
             return State::Refused(error);
         }
-        if self.db.core().throttle.try_acquire(self.memory_bytes) {
+        // A write that waits for the log task asks; the others do not pay for the question, and
+        // the file layer refuses the log to a forked process.
+        let waits = self.durability == Durability::Synced
+            || self.durability == Durability::Written && core.pipeline.grouped;
+        if waits && let Err(error) = core.check_process() {
+            return State::Refused(error);
+        }
+        if core.throttle.try_acquire(self.memory_bytes) {
             return State::Append;
+        }
+        if let Err(error) = core.check_process() {
+            return State::Refused(error);
         }
         if self.may_wait {
             let acquire = self.db.core().throttle.acquire(self.memory_bytes);
@@ -292,7 +303,12 @@ impl WriteFuture {
                 }
                 State::Published(ticket)
             }
-            Err(Refused::NoSegment(listener)) if self.may_wait => State::Segment(listener),
+            Err(Refused::NoSegment(listener)) if self.may_wait => {
+                match self.db.core().check_process() {
+                    Ok(()) => State::Segment(listener),
+                    Err(error) => self.give_up(error),
+                }
+            }
             Err(Refused::NoSegment(_)) => self.give_up(would_stall()),
             Err(Refused::Error(error)) => self.give_up(error),
         }

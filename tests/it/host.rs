@@ -65,10 +65,14 @@ pub(crate) struct Mount {
 impl Mount {
     /// `None` where this process may not mount.
     pub(crate) fn tmpfs(options: &str) -> Option<Mount> {
+        Mount::of("tmpfs", options)
+    }
+
+    /// The same of a file system of this type.
+    pub(crate) fn of(kind: &str, options: &str) -> Option<Mount> {
         let dir = tempfile::TempDir::with_prefix("seerdb-mount-").unwrap();
         let path = dir.path().to_str().unwrap().to_string();
-        command("mount", &["-t", "tmpfs", "-o", options, "seerdb-it", &path])
-            .then_some(Mount { dir })
+        command("mount", &["-t", kind, "-o", options, "seerdb-it", &path]).then_some(Mount { dir })
     }
 
     pub(crate) fn path(&self) -> &Path {

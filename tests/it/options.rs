@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use seerdb::{Compression, DBOptions, Durability, ErrorKind};
+use seerdb::{Backend, Compression, DBOptions, Durability, Env, EnvOptions, ErrorKind};
 
 use crate::common::{collect, kind, noise, place, plain, run, tiny};
 use crate::host;
@@ -97,6 +97,7 @@ fn a_database_is_created_or_not_as_asked() {
 #[test]
 fn every_option_may_change_between_two_opens() {
     let (_dir, path) = place();
+    let portable = Env::new(&EnvOptions { backend: Backend::Portable }).unwrap();
     let changed = [
         tiny(),
         tiny().durability(Durability::Written).compression(Compression::None),
@@ -104,6 +105,8 @@ fn every_option_may_change_between_two_opens() {
         tiny().durability(Durability::Buffered).size_ratio(6).runs_per_level(5).runs_last_level(3),
         tiny().memtable_bytes(32 << 10).filter_bits_per_key(0.0).cache_bytes(0),
         plain(),
+        tiny().env(portable.clone()),
+        tiny().env(portable).durability(Durability::Written),
         tiny(),
     ];
     for (open, options) in changed.iter().enumerate() {

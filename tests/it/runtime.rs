@@ -434,3 +434,71 @@ fn a_close_amid_writes_leaves_each_of_them_done_or_refused() {
         }
     }
 }
+
+#[test]
+fn a_future_may_move_to_another_thread_between_two_polls() {
+    let (_dir, db) = open(&tiny());
+    let futures: Vec<_> = (0..20u64)
+        .map(|i| {
+            let mut write = Box::pin(db.put(format!("{i:02}"), noise(i, 500)).into_future());
+            let polled = poll_times(write.as_mut(), 1);
+            (write, polled)
+        })
+        .collect();
+    std::thread::scope(|scope| {
+        for (write, polled) in futures {
+            scope.spawn(move || match polled {
+                Some(done) => drop(done.unwrap()),
+                None => drop(run(write).unwrap()),
+            });
+        }
+    });
+    assert_eq!(collect(db.iter()).len(), 20);
+}
+
+#[test]
+fn polling_a_resolved_future_panics_and_does_no_harm() {
+    let (_dir, db) = open(&tiny());
+    let mut write = Box::pin(db.put("k", "v").into_future());
+    run(write.as_mut()).unwrap();
+    let mut get = Box::pin(db.get("k").into_future());
+    assert_eq!(run(get.as_mut()).unwrap().unwrap(), "v");
+    let again = std::panic::AssertUnwindSafe(|| drop(poll_times(write.as_mut(), 1)));
+    assert!(std::panic::catch_unwind(again).is_err());
+    let again = std::panic::AssertUnwindSafe(|| drop(poll_times(get.as_mut(), 1)));
+    assert!(std::panic::catch_unwind(again).is_err());
+    run(db.put("k", "again")).unwrap();
+    assert_eq!(run(db.get("k")).unwrap().unwrap(), "again");
+    run(db.close()).unwrap();
+}
+
+/// What is forgotten keeps its memory and its place, and nothing more.
+#[test]
+fn a_forgotten_future_hinders_neither_work_nor_close() {
+    let (_dir, path) = place();
+    let options = tiny().cache_bytes(0);
+    let db = run(options.open(&path)).unwrap();
+    for i in 0..100u64 {
+        run(db.put(format!("{i:03}"), noise(i, 100))).unwrap();
+    }
+    run(db.flush()).unwrap();
+    let mut read = Box::pin(db.get("050").into_future());
+    drop(poll_times(read.as_mut(), 1));
+    std::mem::forget(read);
+    let mut write = Box::pin(db.put("100", noise(100, 100)).into_future());
+    drop(poll_times(write.as_mut(), 1));
+    std::mem::forget(write);
+    let mut stream = db.iter();
+    drop(stream.next().now_or_never());
+    std::mem::forget(stream);
+    let mut flush = Box::pin(db.flush());
+    drop(poll_times(flush.as_mut(), 1));
+    std::mem::forget(flush);
+    std::mem::forget((db.snapshot(), db.batch(), db.put("never", "v").into_future()));
+    for i in 101..200u64 {
+        run(db.put(format!("{i:03}"), noise(i, 100))).unwrap();
+    }
+    run(db.close()).unwrap();
+    let db = run(options.open(&path)).unwrap();
+    assert_eq!(collect(db.iter()).len(), 200);
+}
