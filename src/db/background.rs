@@ -2,17 +2,19 @@
 //!
 //! Invariants:
 //! 1. A task that panics stops writing. Once writing has stopped nobody waits for it for ever.
-//! 2. All tasks but the trash end after `begin_close`; `close` awaits them.
+//! 2. All tasks but the trash end after `begin_close`; `close` awaits them, then the trash.
 //! 3. A manifest edit that failed once it had begun stops writing: what is on disk then is no
 //!    longer known. One that found no space for itself changed nothing, and may be repeated.
+//! 4. The trash holds the lock of the directory: no file is removed from one that may be another
+//!    database's by now.
 
 use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::{FutureExt, StreamExt};
-use seerdb_io::{Fs, Lane, Task};
+use seerdb_io::{Fs, Lane, LockFile, Task};
 
 use super::stats::{LevelStats, Stats};
 use super::{Core, flush, log_task, merge_task, segments};
@@ -22,8 +24,8 @@ use crate::sstable::Table;
 use crate::version::Version;
 use crate::version::edit::VersionEdit;
 
-/// Starts the tasks of an open database.
-pub(super) fn start(core: &Arc<Core>) {
+/// Starts the tasks of an open database; `trash` are the files that nothing refers to.
+pub(super) fn start(core: &Arc<Core>, trash: UnboundedReceiver<FileName>) {
     let log = log_and_note(core.clone());
     let tasks = vec![
         spawn(core, Lane::Log, "log", log),
@@ -32,6 +34,9 @@ pub(super) fn start(core: &Arc<Core>) {
         spawn(core, Lane::Compaction, "merge", merge_task::run(core.clone())),
     ];
     core.tasks.lock().extend(tasks);
+    let (fs, dir, lock) = (core.env.fs().clone(), core.dir.clone(), core.lock.lock().clone());
+    let trash = core.env.spawner().spawn(Lane::Flush, "trash", empty_trash(fs, dir, trash, lock));
+    *core.trash.lock() = Some(trash);
 }
 
 /// Writes the log until the database is closed, and notes in the manifest how far it goes: without
@@ -70,15 +75,21 @@ where
     })
 }
 
-/// Removes retired files until every table and the core are gone.
-pub(super) async fn empty_trash(fs: Fs, dir: PathBuf, mut trash: UnboundedReceiver<FileName>) {
+/// Removes retired files until the database is closed, or every table and the core are gone.
+async fn empty_trash(
+    fs: Fs,
+    dir: PathBuf,
+    mut trash: UnboundedReceiver<FileName>,
+    lock: Option<Arc<LockFile>>,
+) {
     while let Some(name) = trash.next().await {
         remove(&fs, &dir, name).await;
     }
+    drop(lock);
 }
 
 /// Removes a file that nothing refers to; what stays is an orphan that the next open removes.
-pub(super) async fn remove(fs: &Fs, dir: &std::path::Path, name: FileName) {
+pub(super) async fn remove(fs: &Fs, dir: &Path, name: FileName) {
     match fs.remove_file(name.in_dir(dir)).await {
         Err(error) if !error.is_not_found() => {
             tracing::warn!(%error, "a file that is no longer needed cannot be removed");

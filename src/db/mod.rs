@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use event_listener::Event;
 use parking_lot::Mutex;
-use seerdb_io::{Env, IoBackend, LockFile, Task};
+use seerdb_io::{Env, IoBackend, LockFile, Panicked, Task};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SeqNo;
@@ -106,7 +106,8 @@ pub(crate) struct Core {
     /// Why the last merge failed, until one succeeds.
     merge_error: Mutex<Option<Error>>,
     tasks: Mutex<Vec<Task<()>>>,
-    lock: Mutex<Option<LockFile>>,
+    trash: Mutex<Option<Task<()>>>,
+    lock: Mutex<Option<Arc<LockFile>>>,
 }
 
 impl Core {
@@ -382,11 +383,14 @@ impl DB {
             return Err(Error::closed());
         }
         let tasks = std::mem::take(&mut *core.tasks.lock());
+        let trash = core.trash.lock().take();
         for task in tasks {
-            if let Err(panicked) = task.await {
-                let sentence = "a background task ended with a panic";
-                return Err(Error::caused(ErrorKind::FailStop, sentence, panicked));
-            }
+            task.await.map_err(panicked)?;
+        }
+        // No task is left to retire anything. What a stream still holds becomes an orphan.
+        core.versions.end_trash();
+        if let Some(trash) = trash {
+            trash.await.map_err(panicked)?;
         }
         drop(core.lock.lock().take());
         match core.pipeline.failure() {
@@ -399,6 +403,10 @@ impl DB {
     pub fn stats(&self) -> Stats {
         self.core().stats()
     }
+}
+
+fn panicked(panic: Panicked) -> Error {
+    Error::caused(ErrorKind::FailStop, "a background task ended with a panic", panic)
 }
 
 impl std::fmt::Debug for DB {

@@ -14,10 +14,10 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use event_listener::Event;
-use futures::channel::mpsc;
+use futures::channel::mpsc::{self, UnboundedReceiver};
 use futures::future::{Either, select};
 use parking_lot::Mutex;
-use seerdb_io::{Env, EnvOptions, Lane, LockFile};
+use seerdb_io::{Env, EnvOptions, LockFile};
 
 use super::background;
 use super::commit::{Pipeline, Start};
@@ -83,8 +83,8 @@ impl DBOptions {
         tracing::debug!(backend = %env.io_backend(), "opening {}", dir.display());
         let lock = lock(&env, &dir, &settings).await?;
         let disk = recover(&env, &dir, &settings).await?;
-        let core = build(env, dir, settings, lock, disk);
-        background::start(&core);
+        let (core, trash) = build(env, dir, settings, lock, disk);
+        background::start(&core, trash);
         Ok(DB { handle: Arc::new(Handle { core }) })
     }
 }
@@ -130,6 +130,7 @@ struct Disk {
     /// The first segment of this open.
     segment: Arc<Segment>,
     last_seqno: SeqNo,
+    trash: UnboundedReceiver<FileName>,
 }
 
 /// Reads back what the last life left, ends it with one edit, and cleans up.
@@ -161,15 +162,19 @@ async fn recover(env: &Env, dir: &Path, settings: &Settings) -> Result<Disk> {
     };
     versions.apply(edit, opened, |_| ()).await?;
     versions.remove_orphans(&[segment.id.number]).await?;
-    let trash = background::empty_trash(env.fs().clone(), dir.to_path_buf(), trash_receiver);
-    drop(env.spawner().spawn(Lane::Flush, "trash", trash));
     let last_seqno = replayed.last_seqno.saturating_sub(u64::from(planted!(SeqnoUsedAgain)));
-    Ok(Disk { versions, segments, segment, last_seqno })
+    Ok(Disk { versions, segments, segment, last_seqno, trash: trash_receiver })
 }
 
-/// What the handles and the tasks will share.
-fn build(env: Env, dir: PathBuf, settings: Settings, lock: LockFile, disk: Disk) -> Arc<Core> {
-    let Disk { versions, segments, segment, last_seqno } = disk;
+/// What the handles and the tasks will share, and the files that go.
+fn build(
+    env: Env,
+    dir: PathBuf,
+    settings: Settings,
+    lock: LockFile,
+    disk: Disk,
+) -> (Arc<Core>, UnboundedReceiver<FileName>) {
+    let Disk { versions, segments, segment, last_seqno, trash } = disk;
     let active = Arc::new(Memtable::new(segment.id.number));
     let read_states = Arc::new(ReadStates::new(active.clone(), versions.current()));
     let pipeline = Pipeline::new(Start {
@@ -202,10 +207,11 @@ fn build(env: Env, dir: PathBuf, settings: Settings, lock: LockFile, disk: Disk)
         merge_error: Mutex::new(None),
         compact_requests: Mutex::new(Vec::new()),
         tasks: Mutex::new(Vec::new()),
-        lock: Mutex::new(Some(lock)),
+        trash: Mutex::new(None),
+        lock: Mutex::new(Some(Arc::new(lock))),
     });
     core.resize_cache();
-    core
+    (core, trash)
 }
 
 /// Hands the commits of the log that are in no table to `replayer`.

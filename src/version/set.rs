@@ -294,7 +294,7 @@ impl VersionSet {
             };
             if is_orphan {
                 match self.fs.remove_file(name.in_dir(&self.dir)).await {
-                    // An earlier life of this database may still be emptying its trash.
+                    // Gone is gone, whoever removed it.
                     Err(error) if !error.is_not_found() => return Err(error.into()),
                     _ => removed += 1,
                 }
@@ -318,6 +318,11 @@ impl VersionSet {
     fn fail(&self, cause: Error) -> Error {
         let mut failure = self.failure.lock();
         fail_stop(failure.get_or_insert(cause))
+    }
+
+    /// Nothing is handed over for deletion any more: what is not yet is left to the next open.
+    pub(crate) fn end_trash(&self) {
+        self.trash.close_channel();
     }
 
     /// Hands a file over for deletion.

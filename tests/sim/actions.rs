@@ -6,6 +6,7 @@
 //! there as well; stalls are part of every script's tolerant runs.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use seerdb::{DBOptions, ErrorKind};
 use seerdb_io::sim::errno::{EIO, EMFILE};
@@ -357,5 +358,29 @@ fn a_writer_that_waits_for_memory_is_told_when_the_manifest_fails() {
         for target in targets(&script, is_sync) {
             drop(play(&script, Some((target.number, EIO)), true));
         }
+    }
+}
+
+#[test]
+fn a_close_removes_what_merges_retired_and_nothing_is_removed_behind_it() {
+    for seed in 0..40 {
+        let sim = Sim::new(seed, Options::default());
+        let env = sim.boot();
+        let options = DBOptions::default().env(env.clone());
+        let outcome = sim.run(async {
+            let db = options.open("/db").await.unwrap();
+            for round in 0..4u8 {
+                db.put(key(round), [round; 100]).await.unwrap();
+                db.flush().await.unwrap();
+            }
+            db.compact_range(..).await.unwrap();
+            db.close().await.unwrap();
+            let (names, ops) = (sim.disk().names(), sim.ops_submitted());
+            let tables = names.iter().filter(|name| name.extension().is_some_and(|e| e == "sst"));
+            assert_eq!(tables.count(), 1, "seed {seed}: {names:?}");
+            env.clock().sleep(Duration::from_secs(60)).await;
+            assert_eq!((sim.disk().names(), sim.ops_submitted()), (names, ops), "seed {seed}");
+        });
+        outcome.unwrap();
     }
 }

@@ -5,7 +5,7 @@
 //! dropped, or indeterminate may have taken any gap in the seqnos up to the recovered one; every
 //! gap must be filled exactly, in an order that real time and the recovered contents allow.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use super::world::{Commit, Fate, Key, Read, Seqno, Value, World};
 
@@ -33,6 +33,11 @@ pub(crate) struct Settled {
 fn at(versions: &Versions, seqno: Seqno) -> Option<Value> {
     let index = versions.partition_point(|(s, _)| *s <= seqno);
     index.checked_sub(1).and_then(|index| versions[index].1)
+}
+
+/// The seqno of the newest version that `seqno` sees; 0 when there is none.
+fn at_seqno(versions: &Versions, seqno: Seqno) -> Seqno {
+    versions.iter().map(|(s, _)| *s).filter(|s| *s <= seqno).max().unwrap_or(0)
 }
 
 impl World {
@@ -208,6 +213,10 @@ struct Search<'a> {
     touched: &'a BTreeSet<Key>,
     last: Seqno,
     placed: Vec<(usize, Seqno)>,
+    /// Commits that must be placed, as they wrote what was found and nobody else did.
+    needed: Vec<usize>,
+    /// Where no solution lies: which commits are placed, up to where, and what was deleted last.
+    hopeless: HashSet<(Vec<bool>, Seqno, Vec<Option<(Seqno, bool)>>)>,
     nodes: u64,
     /// The first two at most.
     solutions: Vec<Vec<(usize, Seqno)>>,
@@ -226,7 +235,16 @@ impl<'a> Search<'a> {
             let later = acked.iter().filter(|other| other.begin > commit.end);
             later.filter_map(|other| other.seqnos()).map(|(first, _)| first).min()
         };
+        let is_needed = |commit: &Commit| {
+            commit.ops.iter().any(|(key, value)| {
+                let found = found[*key as usize].flatten();
+                let newest = at(&versions[*key as usize], last);
+                found.is_some() && found == *value && newest != found
+            })
+        };
         Search {
+            needed: (0..unknown.len()).filter(|index| is_needed(unknown[*index])).collect(),
+            hopeless: HashSet::new(),
             before: unknown.iter().map(|c| before(c).unwrap_or(u64::MAX)).collect(),
             unknown: unknown.to_vec(),
             versions,
@@ -248,6 +266,11 @@ impl<'a> Search<'a> {
             }
             return;
         };
+        let state = self.state(position);
+        if self.hopeless.contains(&state) || !self.has_room(gaps, position) {
+            return;
+        }
+        let solved = self.solutions.len();
         for index in 0..self.unknown.len() {
             if self.solutions.len() > 1 || self.nodes > NODES_MAX {
                 return;
@@ -264,6 +287,37 @@ impl<'a> Search<'a> {
             }
             self.placed.pop();
         }
+        if self.solutions.len() == solved {
+            self.hopeless.insert(state);
+        }
+    }
+
+    fn is_placed(&self, index: usize) -> bool {
+        self.placed.iter().any(|placed| placed.0 == index)
+    }
+
+    /// All that the rest of the search depends on. The order in which a value was written that was
+    /// found is judged by `fits`; the last write of a key that was found deleted is kept here.
+    fn state(&self, position: Seqno) -> (Vec<bool>, Seqno, Vec<Option<(Seqno, bool)>>) {
+        let placed = (0..self.unknown.len()).map(|index| self.is_placed(index)).collect();
+        let last_write = |key: &Key| {
+            let newest = at_seqno(&self.versions[*key as usize], self.last);
+            let writes = self.placed.iter().flat_map(|(index, first)| {
+                (*first..).zip(&self.unknown[*index].ops).filter(|(_, op)| op.0 == *key)
+            });
+            let write = writes.max_by_key(|(seqno, _)| *seqno)?;
+            Some((u64::from(write.0 > newest), write.1.1.is_some()))
+        };
+        let touched = self.touched.iter();
+        let deleted = touched.filter(|key| self.found[**key as usize] == Some(None));
+        (placed, position, deleted.map(last_write).collect())
+    }
+
+    /// Whether what must be placed still can be.
+    fn has_room(&self, gaps: &[(Seqno, Seqno)], position: Seqno) -> bool {
+        let room: u64 = gaps.iter().map(|gap| gap.1 + 1 - gap.0.max(position)).sum();
+        let missing = self.needed.iter().filter(|index| !self.is_placed(**index));
+        missing.map(|index| self.unknown[*index].len()).sum::<u64>() <= room
     }
 
     fn fits(&self, index: usize, position: Seqno) -> bool {
@@ -285,7 +339,9 @@ impl<'a> Search<'a> {
                 return true;
             }
             let kept = self.versions[*key as usize].iter().find(|version| version.1 == found);
-            kept.is_none_or(|kept| kept.0 > seqno)
+            let wrote =
+                |placed: &(usize, Seqno)| self.unknown[placed.0].ops.contains(&(*key, found));
+            kept.is_none_or(|kept| kept.0 > seqno) && !self.placed.iter().any(wrote)
         })
     }
 
