@@ -203,6 +203,17 @@ fn add(versions: &mut [Versions], commit: &Commit, first: Seqno) {
     }
 }
 
+/// All that the rest of a search depends on, besides what never changes. In which order a value was
+/// written that was found, `Search::fits` judges.
+#[derive(PartialEq, Eq, Hash)]
+struct Partial {
+    placed: Vec<bool>,
+    position: Seqno,
+    /// Of each key that was found absent: whether the last write placed is newer than all whose
+    /// place was known, and whether it is a value.
+    last_writes: Vec<Option<(bool, bool)>>,
+}
+
 /// A search for places of the unknown commits.
 struct Search<'a> {
     unknown: Vec<&'a Commit>,
@@ -215,8 +226,8 @@ struct Search<'a> {
     placed: Vec<(usize, Seqno)>,
     /// Commits that must be placed, as they wrote what was found and nobody else did.
     needed: Vec<usize>,
-    /// Where no solution lies: which commits are placed, up to where, and what was deleted last.
-    hopeless: HashSet<(Vec<bool>, Seqno, Vec<Option<(Seqno, bool)>>)>,
+    /// Where no solution lies.
+    hopeless: HashSet<Partial>,
     nodes: u64,
     /// The first two at most.
     solutions: Vec<Vec<(usize, Seqno)>>,
@@ -266,8 +277,8 @@ impl<'a> Search<'a> {
             }
             return;
         };
-        let state = self.state(position);
-        if self.hopeless.contains(&state) || !self.has_room(gaps, position) {
+        let partial = self.partial(position);
+        if self.hopeless.contains(&partial) || !self.has_room(gaps, position) {
             return;
         }
         let solved = self.solutions.len();
@@ -288,7 +299,7 @@ impl<'a> Search<'a> {
             self.placed.pop();
         }
         if self.solutions.len() == solved {
-            self.hopeless.insert(state);
+            self.hopeless.insert(partial);
         }
     }
 
@@ -296,21 +307,21 @@ impl<'a> Search<'a> {
         self.placed.iter().any(|placed| placed.0 == index)
     }
 
-    /// All that the rest of the search depends on. The order in which a value was written that was
-    /// found is judged by `fits`; the last write of a key that was found deleted is kept here.
-    fn state(&self, position: Seqno) -> (Vec<bool>, Seqno, Vec<Option<(Seqno, bool)>>) {
-        let placed = (0..self.unknown.len()).map(|index| self.is_placed(index)).collect();
+    fn partial(&self, position: Seqno) -> Partial {
         let last_write = |key: &Key| {
             let newest = at_seqno(&self.versions[*key as usize], self.last);
             let writes = self.placed.iter().flat_map(|(index, first)| {
                 (*first..).zip(&self.unknown[*index].ops).filter(|(_, op)| op.0 == *key)
             });
-            let write = writes.max_by_key(|(seqno, _)| *seqno)?;
-            Some((u64::from(write.0 > newest), write.1.1.is_some()))
+            let (seqno, op) = writes.max_by_key(|(seqno, _)| *seqno)?;
+            Some((seqno > newest, op.1.is_some()))
         };
-        let touched = self.touched.iter();
-        let deleted = touched.filter(|key| self.found[**key as usize] == Some(None));
-        (placed, position, deleted.map(last_write).collect())
+        let absent = self.touched.iter().filter(|key| self.found[**key as usize] == Some(None));
+        Partial {
+            placed: (0..self.unknown.len()).map(|index| self.is_placed(index)).collect(),
+            position,
+            last_writes: absent.map(last_write).collect(),
+        }
     }
 
     /// Whether what must be placed still can be.
