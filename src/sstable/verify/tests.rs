@@ -23,6 +23,8 @@ struct Forged {
     filtered: Vec<&'static [u8]>,
     tagged: Vec<&'static [u8]>,
     separator: &'static [u8],
+    /// Stands at the end of the block, where its count belongs.
+    behind: &'static [u8],
     /// Added to the checksum that the manifest and the properties agree on.
     off_by: u32,
     /// Added to the entries that they agree on.
@@ -32,7 +34,7 @@ struct Forged {
 fn honest() -> Forged {
     let keys: Vec<&[u8]> = vec![b"a", b"b", b"c"];
     let (filtered, tagged) = (keys.clone(), keys.clone());
-    Forged { keys, filtered, tagged, separator: b"a", off_by: 0, more: 0 }
+    Forged { keys, filtered, tagged, separator: b"a", behind: b"", off_by: 0, more: 0 }
 }
 
 impl Forged {
@@ -48,7 +50,7 @@ impl Forged {
         let mut filter = FilterBuilder::new();
         self.filtered.iter().for_each(|key| filter.add(key_hash(key)));
         let mut out = Vec::new();
-        let data = put(&mut out, BlockKind::Data, block.finish());
+        let data = put(&mut out, BlockKind::Data, &[block.finish(), self.behind].concat());
         let mut index = IndexBuilder::default();
         index.begin_block(None, self.separator, trailer);
         index.end_block(data);
@@ -87,7 +89,8 @@ fn parts_that_contradict_each_other_are_told_apart() {
         tagged: keys.to_vec(),
         ..honest()
     };
-    let cases: [(Forged, &str); 6] = [
+    let cases: [(Forged, &str); 7] = [
+        (Forged { behind: &[9, 9], ..honest() }, "its count contradicts its length"),
         (of([b"a", b"c", b"b"]), "its keys do not ascend"),
         (of([b"a", b"a", b"b"]), "its keys do not ascend"),
         (Forged { filtered: vec![b"a"], ..honest() }, "the filter excludes a key"),
