@@ -181,6 +181,7 @@ mod tests {
         let mut too_big = [0xFFu8; 10];
         too_big[9] = 2;
         assert_eq!(Cursor::new(&too_big).varint(), None);
+        assert_eq!(Cursor::new(&[0x81; 11]).varint(), None, "it has no end");
     }
 
     #[test]

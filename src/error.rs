@@ -19,9 +19,6 @@ pub enum ErrorKind {
     InvalidArgument,
     /// This version or configuration cannot do it, for instance read a newer format.
     NotSupported,
-    /// The commit lost against another one: retry the whole transaction. Nothing returns it yet,
-    /// as there are no transactions.
-    Conflict,
     /// Accepting the write now would have to wait: shed load or retry later.
     WouldStall,
     /// The disk is full. Nothing was changed; retry when there is room, without reopening.
@@ -122,12 +119,7 @@ impl Error {
 
     /// Whether the same call may succeed later without anybody mending anything.
     pub fn is_retryable(&self) -> bool {
-        matches!(self.0.kind, ErrorKind::Conflict | ErrorKind::WouldStall | ErrorKind::NoSpace)
-    }
-
-    /// Whether a transaction lost against another commit.
-    pub fn is_conflict(&self) -> bool {
-        self.0.kind == ErrorKind::Conflict
+        matches!(self.0.kind, ErrorKind::WouldStall | ErrorKind::NoSpace)
     }
 
     /// Whether bytes on disk are damaged.

@@ -131,7 +131,10 @@ mod tests {
         );
         assert!(check(&page, ID, 1, path, 8192).unwrap_err().is_corruption());
         assert!(check(&page, ID, 0, path, 8191).unwrap_err().is_corruption());
-        assert!(check(&page[..20], ID, 0, path, 8192).unwrap_err().is_corruption());
+        for len in 0..COVERED_BYTES + 4 {
+            let error = check(&page[..len], ID, 0, path, 8192).unwrap_err();
+            assert!(error.is_corruption() && error.to_string().contains("shorter"), "{error}");
+        }
         for bit in 0..44 * 8 {
             let mut bad = page.clone();
             bad[bit / 8] ^= 1 << (bit % 8);

@@ -288,3 +288,6 @@ impl Footer {
         Some((footer, cursor.u64()?, cursor.u32()?))
     }
 }
+
+#[cfg(test)]
+mod tests;

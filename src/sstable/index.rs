@@ -303,6 +303,17 @@ mod tests {
         Index::decode(&builder.finish(), firsts.len() as u64 * 15).unwrap()
     }
 
+    #[test]
+    fn an_index_ends_with_its_keys() {
+        let mut builder = IndexBuilder::default();
+        builder.begin_block(None, b"key", Trailer::new(1, ValueKind::Put));
+        builder.end_block(Handle { offset: 0, stored: 10, raw: 10 });
+        let mut bytes = builder.finish();
+        assert!(Index::decode(&bytes, 15).is_ok());
+        bytes.push(b'x');
+        assert_eq!(Index::decode(&bytes, 15).err(), Some("there are bytes behind its keys"));
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(1500))]
 

@@ -328,6 +328,16 @@ impl RunIter {
     }
 }
 
+impl RunIter {
+    /// The entry that the iterator is at, and its block.
+    fn current(&self) -> (&Block, EntryAt) {
+        match (&self.block, self.entry) {
+            (Some(block), Some(entry)) => (block, entry),
+            _ => panic!("the iterator is not at an entry"),
+        }
+    }
+}
+
 #[async_trait]
 impl Source for RunIter {
     fn position(&self) -> Position {
@@ -335,31 +345,25 @@ impl Source for RunIter {
     }
 
     fn entry(&self) -> Entry<'_> {
-        let (Some(block), Some(entry)) = (&self.block, self.entry) else {
-            panic!("the iterator is not at an entry");
-        };
+        let (block, entry) = self.current();
         Entry { key: block.key(entry), trailer: entry.trailer, value: block.value(entry) }
     }
 
     fn value(&self) -> Bytes {
-        let (Some(block), Some(entry)) = (&self.block, self.entry) else {
-            panic!("the iterator is not at an entry");
-        };
+        let (block, entry) = self.current();
         block.value_bytes(entry)
     }
 
     fn advance(&mut self) {
-        let Some(block) = &self.block else {
-            panic!("the iterator is not at an entry");
-        };
+        let (block, _) = self.current();
         let next = match self.direction {
             Direction::Forward => Some(self.index + 1).filter(|&index| index < block.len()),
             Direction::Reverse => self.index.checked_sub(1),
         };
         match next {
             Some(index) => {
-                self.index = index;
                 self.entry = Some(block.at(index));
+                self.index = index;
             }
             None => self.next_block(),
         }

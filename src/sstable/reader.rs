@@ -379,14 +379,9 @@ impl<'a> BlockReader<'a> {
         let start = footer.filter.offset;
         let len = usize::try_from(footer_at.saturating_sub(start))
             .map_err(|_| file.corruption(start, "its filter and index exceed the memory"))?;
-        let bytes = self.bytes(start, len).await?;
-        let part = |kind, handle: Handle| {
-            let from = usize::try_from(handle.offset - start).unwrap_or(usize::MAX);
-            let end = from.saturating_add(handle.file_bytes());
-            if end > bytes.len() {
-                return Err(file.corruption(handle.offset, "the block exceeds the file"));
-            }
-            open_block(file, kind, handle, &bytes.slice(from..end))
+        let mut rest = self.bytes(start, len).await?;
+        let mut part = |kind, handle: Handle| {
+            open_block(file, kind, handle, &rest.split_to(handle.file_bytes()))
         };
         let filter = Filter::decode(part(BlockKind::Filter, footer.filter)?)
             .ok_or_else(|| file.corruption(footer.filter.offset, "filter block: no filter"))?;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::executor::block_on;
 use proptest::prelude::*;
+use seerdb_io::sim::{Options, Sim};
 use seerdb_io::{Env, Fs};
 
 use super::*;
@@ -415,6 +416,77 @@ fn an_abandoned_table_leaves_no_file() {
         writer.abandon().await;
     });
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_table_abandoned_amid_writes_waits_for_them_and_leaves_no_file() {
+    let sim = Sim::new(1, Options::default());
+    let env = sim.boot();
+    let (fs, dir) = (env.fs(), Path::new("/"));
+    let outcome = sim.run(async {
+        let how = options(4096, Compression::None);
+        let mut writer = TableWriter::create(fs, dir, 9, how).await.unwrap();
+        for seqno in 1..60u64 {
+            let trailer = Trailer::new(seqno, ValueKind::Put);
+            writer.add(&seqno.to_be_bytes(), trailer, &[7; 40_000]);
+            if writer.needs_write() {
+                writer.write_full_chunks().await.unwrap();
+            }
+        }
+        assert!(sim.in_flight() > 0, "nothing is under way");
+        writer.abandon().await;
+        assert_eq!(sim.in_flight(), 0);
+        assert!(fs.list_dir(dir).await.unwrap().is_empty());
+    });
+    outcome.unwrap();
+}
+
+/// The file of an open table is cut: reads tell so, whichever way they go.
+#[test]
+fn a_table_that_is_cut_while_open_is_damaged() {
+    let fs = fs();
+    let dir = tempfile::tempdir().unwrap();
+    let how = options(150, Compression::None);
+    let entries = small_table();
+    let meta = block_on(write(&fs, dir.path(), 9, how, &entries)).unwrap();
+    let table = block_on(Table::open(&fs, dir.path(), Arc::new(meta))).unwrap();
+    let path = FileName::Table(9).in_dir(dir.path());
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(100).unwrap();
+    let cache = BlockCache::new(1 << 20);
+    assert!(table.block_now(&cache, true, 0).is_none(), "not from half a block");
+    for source in block_sources() {
+        let run = Arc::new(Run::new(1, vec![table.clone()]));
+        let mut iter = RunIter::new(run, Direction::Forward, source);
+        iter.seek(None);
+        assert_corruption(&collect(&mut iter).unwrap_err(), &path, "ends before its blocks do");
+    }
+    assert_corruption(&block_on(table.verify()).unwrap_err(), &path, "ends before its blocks do");
+}
+
+#[test]
+#[should_panic(expected = "the iterator is not at an entry")]
+fn an_iterator_at_its_end_has_no_entry() {
+    let fs = fs();
+    let dir = tempfile::tempdir().unwrap();
+    let run = write_run(&fs, dir.path(), &small_table(), &[], Compression::None);
+    let source = BlockSource::ReadAhead { bytes: 1 };
+    let mut iter = RunIter::new(Arc::new(run), Direction::Forward, source);
+    iter.seek(None);
+    collect(&mut iter).unwrap();
+    iter.advance();
+}
+
+#[test]
+#[should_panic(expected = "tables 2 and 1 of run 3 overlap or are out of order")]
+fn the_tables_of_a_run_stand_in_order() {
+    let fs = fs();
+    let dir = tempfile::tempdir().unwrap();
+    let open = |number| {
+        let how = options(150, Compression::None);
+        let meta = block_on(write(&fs, dir.path(), number, how, &small_table())).unwrap();
+        block_on(Table::open(&fs, dir.path(), Arc::new(meta))).unwrap()
+    };
+    Run::new(3, vec![open(2), open(1)]);
 }
 
 #[test]

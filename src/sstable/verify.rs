@@ -127,3 +127,6 @@ impl Seen {
         if self.meta == expected { Ok(()) } else { Err("its entries contradict the manifest") }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -229,9 +229,7 @@ impl TableWriter {
     }
 
     async fn start_write(&mut self, buf: AlignedBuf, offset: u64) -> Result<()> {
-        while self.in_flight.len() >= WRITES_MAX {
-            self.await_write().await?;
-        }
+        self.await_writes(WRITES_MAX - 1).await?;
         let mut write = self.file.write_at(buf, offset);
         match futures::poll!(&mut write) {
             std::task::Poll::Ready(result) => self.written(result),
@@ -242,15 +240,16 @@ impl TableWriter {
         }
     }
 
-    async fn await_write(&mut self) -> Result<()> {
-        match self.in_flight.front_mut() {
-            Some(write) => {
-                let result = write.await;
-                self.in_flight.pop_front();
-                self.written(result)
-            }
-            None => Ok(()),
+    /// Waits until no more than `left` writes are in flight.
+    async fn await_writes(&mut self, left: usize) -> Result<()> {
+        while self.in_flight.len() > left
+            && let Some(write) = self.in_flight.front_mut()
+        {
+            let result = write.await;
+            self.in_flight.pop_front();
+            self.written(result)?;
         }
+        Ok(())
     }
 
     fn written(&mut self, (result, buf): BufResult) -> Result<()> {
@@ -300,9 +299,7 @@ impl TableWriter {
         let offset = self.out_offset;
         self.out_offset += padded as u64;
         self.start_write(rest, offset).await?;
-        while !self.in_flight.is_empty() {
-            self.await_write().await?;
-        }
+        self.await_writes(0).await?;
         self.file.set_len(self.meta.file_bytes).await?;
         let synced = match planted!(SkipSyncOfTable) {
             true => Ok(()),

@@ -129,15 +129,15 @@ impl VersionEdit {
         let mut cursor = Cursor::new(bytes);
         while !cursor.is_empty() {
             let tag = cursor.varint().ok_or(BadEdit::Malformed)?;
-            if !(TABLE_ADDED..=DURABLE_SEQNO).contains(&tag) {
+            if !edit.decode_item(tag, &mut cursor).ok_or(BadEdit::Malformed)? {
                 return Err(BadEdit::UnknownTag(tag));
             }
-            edit.decode_item(tag, &mut cursor).ok_or(BadEdit::Malformed)?;
         }
         Ok(edit)
     }
 
-    fn decode_item(&mut self, tag: u64, cursor: &mut Cursor<'_>) -> Option<()> {
+    /// Reads the fields of an item; `Some(false)` when the tag is unknown.
+    fn decode_item(&mut self, tag: u64, cursor: &mut Cursor<'_>) -> Option<bool> {
         match tag {
             TABLE_ADDED => {
                 let level = cursor.u8()?;
@@ -163,9 +163,9 @@ impl VersionEdit {
             NEXT_FILE => once(&mut self.next_file, cursor.varint()?)?,
             NEXT_RUN => once(&mut self.next_run, cursor.varint()?)?,
             DURABLE_SEQNO => once(&mut self.durable_seqno, cursor.varint()?)?,
-            _ => return None,
+            _ => return Some(false),
         }
-        Some(())
+        Some(true)
     }
 }
 

@@ -161,6 +161,11 @@ mod tests {
         }
         assert_eq!(decode_header(&page[..UNIT - 1]), Err(BadHeader::Damaged));
         assert_eq!(decode_header(&[0; UNIT]), Err(BadHeader::Damaged));
+        let mut other = page.clone();
+        other[0] ^= 1;
+        let crc = crc32c(&other[..CRC_AT]).to_le_bytes();
+        other[CRC_AT..].copy_from_slice(&crc);
+        assert_eq!(decode_header(&other), Err(BadHeader::Damaged), "another magic, well sealed");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::edit::{BadEdit, VersionEdit, WalRef};
 use super::state::State;
 use super::*;
+use crate::codec::Sink;
 use crate::sstable::TableMeta;
 
 /// A table of `keys`, with seqnos of its own.
@@ -111,6 +112,22 @@ fn unknown_tags_and_repeated_counters_are_refused() {
     assert_eq!(VersionEdit::decode(&[9, 1, 9, 1]), Err(BadEdit::Malformed));
     assert_eq!(VersionEdit::decode(&[6]), Err(BadEdit::Malformed));
     assert_eq!(VersionEdit::decode(&[]), Ok(VersionEdit::default()));
+}
+
+#[test]
+fn a_description_ends_where_its_length_says() {
+    let (level, run, meta) = state().snapshot().tables_added.remove(0);
+    let item = |behind: &[u8]| {
+        let mut description = Vec::new();
+        meta.encode(&mut description);
+        description.extend_from_slice(behind);
+        let mut bytes = vec![1, level];
+        bytes.put_varint(run);
+        bytes.put_slice(&description);
+        VersionEdit::decode(&bytes)
+    };
+    assert_eq!(item(b"").unwrap().tables_added, [(level, run, meta.clone())]);
+    assert_eq!(item(b"x"), Err(BadEdit::Malformed));
 }
 
 /// A state with runs 9 (level 0), 8 (level 0) and 3 (level 2).

@@ -95,6 +95,11 @@ fn nothing_banned_is_used() {
 }
 
 #[test]
+fn every_kind_of_error_is_asserted() {
+    judge("error kinds", &rules::unasserted_kinds(&Tree::repository()));
+}
+
+#[test]
 fn the_top_level_is_as_asked() {
     judge("top level", &rules::misplaced(&rules::top_level()));
 }
@@ -112,6 +117,7 @@ fn every_excuse_names_a_rule() {
         "links",
         "formats",
         "bans",
+        "error kinds",
         "top level",
     ];
     assert!(EXCUSED.iter().all(|(rule, _, _)| rules.contains(rule)));

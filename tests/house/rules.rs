@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 
-use crate::source::{Source, Tree, named_paths};
+use crate::source::{Source, Token, Tree, named_paths};
 
 /// The layers of `src/`: a module may import every module of the layers before its own, and of its
 /// own layer the friends that stand beside it.
@@ -81,6 +81,13 @@ const TOP_LEVEL: &[&str] = &[
     "src",
     "tests",
 ];
+/// Enums of errors: the file, the name, and where the tests are that must assert each variant.
+const ERROR_KINDS: &[(&str, &str, &[&str])] = &[
+    ("src/error.rs", "ErrorKind", &["src/", "tests/"]),
+    ("io/src/error.rs", "Operation", &["io/tests/"]),
+];
+/// What asserts: a statement that names one of these and one variant claims that very variant.
+const ASSERTING: &[&str] = &["assert", "assert_eq", "ensure", "must_be"];
 const LINES_MAX: usize = 600;
 const COLUMNS_MAX: usize = 100;
 
@@ -195,7 +202,8 @@ pub(crate) fn mutual_pairs(tree: &Tree) -> Vec<Finding> {
 
 /// Files too long: a finding for every line beyond the limit.
 pub(crate) fn lengths(tree: &Tree) -> Vec<Finding> {
-    let code = tree.0.iter().filter(|file| file.path.ends_with(".rs") || file.path == ".ci/run");
+    let is_code = |file: &&Source| file.path.ends_with(".rs") || file.path.starts_with(".ci/");
+    let code = tree.0.iter().filter(is_code);
     code.flat_map(|file| {
         let lines = file.text.lines().count();
         let beyond = LINES_MAX + 1..=lines;
@@ -366,6 +374,62 @@ pub(crate) fn bans(tree: &Tree) -> Vec<Finding> {
         }
     }
     out
+}
+
+/// Kinds of errors that no test asserts, so that nobody knows whether anything returns them.
+pub(crate) fn unasserted_kinds(tree: &Tree) -> Vec<Finding> {
+    let mut out = Vec::new();
+    for (path, name, tests) in ERROR_KINDS {
+        let Some(file) = tree.0.iter().find(|file| file.path == *path) else { continue };
+        let mut asserted = BTreeSet::new();
+        for test in tree.below(tests) {
+            for statement in tested(test).split(|t| [";", "{", "}"].contains(&t.text.as_str())) {
+                let is_claim = statement.iter().any(|t| ASSERTING.contains(&t.text.as_str()));
+                let mut named = variants_named(statement, name);
+                if let (true, Some(only), None) = (is_claim, named.next(), named.next()) {
+                    asserted.insert(only);
+                }
+            }
+        }
+        for (variant, line) in variants(&file.tokens, name) {
+            if !asserted.contains(variant) {
+                let what = format!("no test asserts `{name}::{variant}`");
+                out.push(finding(path, line, what));
+            }
+        }
+    }
+    out
+}
+
+/// The tokens of a file that are tests; of a file of `src/`, those in its module of tests.
+fn tested(file: &Source) -> &[Token] {
+    if !file.path.starts_with("src/") || is_test(file) {
+        return &file.tokens;
+    }
+    let begins =
+        |words: &[Token]| words.iter().map(|word| word.text.as_str()).eq(["mod", "tests", "{"]);
+    let from = file.tokens.windows(3).position(begins).unwrap_or(file.tokens.len());
+    file.tokens.get(from..).unwrap_or_default()
+}
+
+/// The variants `X` of `name::X` in these tokens; `io::ErrorKind` is another enum.
+fn variants_named<'a>(tokens: &'a [Token], name: &str) -> impl Iterator<Item = &'a str> {
+    tokens.windows(3).enumerate().filter_map(move |(at, words)| {
+        let [first, colons, variant] = words else { return None };
+        let is_other = at > 0 && tokens.get(at - 1).is_some_and(|before| before.text == "::");
+        let is_named = first.text == name && colons.text == "::" && !is_other;
+        is_named.then_some(variant.text.as_str())
+    })
+}
+
+/// The variants of a plain `enum`, with their lines.
+fn variants<'a>(tokens: &'a [Token], name: &str) -> Vec<(&'a str, usize)> {
+    let declared =
+        |words: &[Token]| words.iter().map(|word| word.text.as_str()).eq(["enum", name, "{"]);
+    let body = tokens.windows(3).position(declared).and_then(|at| tokens.get(at + 3..));
+    let body = body.unwrap_or_default().split(|token| token.text == "}").next();
+    let commas = |token: &&Token| token.text != ",";
+    body.unwrap_or_default().iter().filter(commas).map(|t| (t.text.as_str(), t.line)).collect()
 }
 
 /// The top level as `git` sees it, or the directory where there is no `git`.

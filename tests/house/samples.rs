@@ -199,6 +199,24 @@ fn banned_things_are_caught() {
 }
 
 #[test]
+fn kinds_that_nobody_asserts_are_caught() {
+    let kinds = "pub enum ErrorKind { /// One.\n A, /// Two.\n B }";
+    let count = |path: &str, text: &str| {
+        let files = [("src/error.rs", kinds), (path, text)];
+        rules::unasserted_kinds(&Tree::sample(&files)).len()
+    };
+    let test = "tests/it/a.rs";
+    let both = "fn f() { assert_eq!(a, ErrorKind::A); assert!(b == ErrorKind::B, \"{b}\"); }";
+    assert_eq!(count(test, both), 0);
+    assert_eq!(count("src/key.rs", &format!("mod tests {{ {both} }}")), 0);
+    assert_eq!(count("src/key/tests.rs", both), 0);
+    assert_eq!(count("src/key.rs", both), 2, "not in a test");
+    assert_eq!(count(test, "assert_eq!(a, ErrorKind::A);"), 1);
+    assert_eq!(count(test, "assert!(matches!(a, ErrorKind::A | ErrorKind::B));"), 2, "either");
+    assert_eq!(count(test, "assert_eq!(a, io::ErrorKind::A); if b == ErrorKind::B {}"), 2);
+}
+
+#[test]
 fn strangers_at_the_top_level_are_caught() {
     let mut names = rules::top_level();
     names.insert("notes.txt".into());

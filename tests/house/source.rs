@@ -63,7 +63,9 @@ impl Tree {
                 let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
                 if path.is_dir() {
                     directories.push(path);
-                } else if ["rs", "md", "toml", "py"].contains(&extension) || relative == ".ci/run" {
+                } else if ["rs", "md", "toml", "py"].contains(&extension)
+                    || relative.starts_with(".ci/")
+                {
                     let text = std::fs::read_to_string(&path).expect("source files are UTF-8");
                     files.push(Source::new(&relative, &text));
                 }

@@ -241,6 +241,6 @@ fn errors_are_sentences_for_people() {
     let (_dir, db) = open(&plain());
     let error = run(db.put(vec![b'x'; 65_536], b"v")).unwrap_err();
     assert_eq!(error.to_string(), "the key has 65536 bytes, the limit is 65535");
-    assert!(!error.is_retryable() && !error.is_conflict() && !error.is_corruption());
+    assert!(!error.is_retryable() && !error.is_corruption());
     assert!(error.location().is_none());
 }

@@ -41,9 +41,9 @@ fn fork(child: impl FnOnce() -> i32) -> i32 {
 /// Everything that a child may try; an odd answer is the number of the line that gave it.
 fn try_everything(db: &DB, env: &Env, path: &Path) -> i32 {
     macro_rules! must_be {
-        ($future:expr, $($kind:ident)|+) => {
+        ($future:expr, $($kind:path)|+) => {
             match $future.now_or_never() {
-                Some(Err(e)) if matches!(e.kind(), $(ErrorKind::$kind)|+) => {}
+                Some(Err(e)) if matches!(e.kind(), $($kind)|+) => {}
                 other => {
                     eprintln!("line {}: {other:?}", line!());
                     return 1;
@@ -55,18 +55,18 @@ fn try_everything(db: &DB, env: &Env, path: &Path) -> i32 {
         return 2;
     }
     let synced = || db.put("child", "synced").durability(Durability::Synced).into_future();
-    must_be!(synced(), Forked);
-    must_be!(db.flush(), Forked);
-    must_be!(db.compact_range(..), Forked);
-    must_be!(db.close(), Forked);
+    must_be!(synced(), ErrorKind::Forked);
+    must_be!(db.flush(), ErrorKind::Forked);
+    must_be!(db.compact_range(..), ErrorKind::Forked);
+    must_be!(db.close(), ErrorKind::Forked);
     if !matches!(db.wait_durable(db.durable_seqno()).now_or_never(), Some(Ok(()))) {
         return 4;
     }
-    must_be!(tiny().env(env.clone()).open(path), Forked);
+    must_be!(tiny().env(env.clone()).open(path), ErrorKind::Forked);
     // The file layer refuses the log: the write fails here, and never reaches the parent's file.
     must_be!(
         db.put("child", "written").durability(Durability::Written).into_future(),
-        Forked | Indeterminate
+        ErrorKind::Forked | ErrorKind::Indeterminate
     );
     for i in 0..500u64 {
         let write = db.put(format!("child/{i}"), noise(i, 90)).durability(Durability::Buffered);

@@ -36,6 +36,7 @@
 //! | disk full | `limits::a_full_disk_refuses_writes_until_there_is_space_again` |
 //! | disk without direct transfers | `process::a_file_system_without_direct_transfers_will_do` |
 //! | odd options | `options::options_out_of_range_or_in_contradiction_are_refused_by_name` |
+//! | a backend that does not exist | `process::a_backend_that_does_not_exist_is_not_supported` |
 //! | other options at the next open | `options::every_option_may_change_between_two_opens` |
 //! | a future moved | `runtime::a_future_may_move_to_another_thread_between_two_polls` |
 //! | a future polled after its end | `runtime::polling_a_resolved_future_panics_and_does_no_harm` |
@@ -44,6 +45,7 @@
 //! | a runtime that ends first | `runtime::a_runtime_may_end_before_the_database` |
 //! | fork | `fork::a_forked_child_can_do_no_harm` |
 //! | fork and exec | `fork::a_child_that_executes_a_program_inherits_no_lock` |
+//! | a log that cannot be written | `failing::a_failing_log_is_indeterminate_once_and_stops_writing_then` |
 //! | `RLIMIT_NOFILE` | `process::too_few_descriptors_are_an_error_and_do_no_harm` |
 //! | `RLIMIT_FSIZE` | `process::a_limit_of_file_sizes_is_no_space_and_does_no_harm` |
 //!
@@ -52,6 +54,8 @@
 
 #[cfg(test)]
 mod basic;
+#[cfg(test)]
+mod failing;
 #[cfg(test)]
 #[cfg(target_os = "linux")]
 mod fork;
@@ -78,6 +82,7 @@ mod snapshot;
 fn every_bad_input_has_its_test() {
     let files = [
         ("basic", include_str!("basic.rs")),
+        ("failing", include_str!("failing.rs")),
         ("fork", include_str!("fork.rs")),
         ("limits", include_str!("limits.rs")),
         ("options", include_str!("options.rs")),

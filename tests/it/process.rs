@@ -5,7 +5,7 @@ use std::process::Command;
 
 use futures::StreamExt;
 use rustix::process::{Resource, Rlimit, setrlimit};
-use seerdb::{DB, Durability, ErrorKind};
+use seerdb::{Backend, DB, DBOptions, Durability, ErrorKind};
 
 use crate::common::{collect, env, kind, noise, place, plain, reopen, run, tiny};
 use crate::host::{self, Mount};
@@ -24,6 +24,11 @@ fn check(db: &DB, count: u64) {
 
 /// Runs an ignored test in a process that ignores the signal of too large files.
 fn alone(test: &str, path: &Path, extra: &str) {
+    alone_with(test, path, extra, &[]);
+}
+
+/// The same with more variables in its environment.
+fn alone_with(test: &str, path: &Path, extra: &str, variables: &[(&str, &str)]) {
     let program = std::env::current_exe().unwrap();
     let output = Command::new("sh")
         .args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""])
@@ -31,6 +36,7 @@ fn alone(test: &str, path: &Path, extra: &str) {
         .args([test, "--exact", "--ignored", "--nocapture", "--test-threads=1"])
         .env("SEERDB_IT_PATH", path)
         .env("SEERDB_IT_EXTRA", extra)
+        .envs(variables.iter().copied())
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
@@ -122,6 +128,25 @@ fn a_limit_of_file_sizes_is_no_space_and_does_no_harm() {
         let (_dir, path) = place();
         alone("process::child_has_a_file_size_limit", &path, durability);
     }
+}
+
+#[test]
+#[ignore = "run as a child by a_backend_that_does_not_exist_is_not_supported"]
+fn child_is_told_of_no_backend() {
+    let Some((path, _)) = host::parent_said() else { return };
+    let error = run(DBOptions::new().open(&path)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotSupported, "{error}");
+    assert!(error.to_string().contains("SEERDB_IO is 'floppy', not one of"), "{error}");
+    assert!(!path.exists(), "nothing was made");
+    let asked_for = DBOptions::new().io_backend(Backend::Portable);
+    run(asked_for.open(&path)).expect("an option goes before the environment");
+}
+
+#[test]
+fn a_backend_that_does_not_exist_is_not_supported() {
+    let (_dir, path) = place();
+    let variables = [("SEERDB_IO", "floppy")];
+    alone_with("process::child_is_told_of_no_backend", &path, "", &variables);
 }
 
 #[test]

@@ -14,13 +14,13 @@ use futures::future::{Either, join_all, select};
 use seerdb::{DB, Durability, Env, ErrorKind, SeqNo, Snapshot, WriteFuture};
 
 use crate::held::{Check, Held, ensure, shown_value};
-use crate::ops::{Case, Change, Key, Op, Opts, Scan, Span};
+use crate::ops::{Case, Change, Key, Op, Opts, Scan, Span, filled};
 use crate::oracle::Model;
 
 /// A case that takes longer hangs; on a loaded machine it takes milliseconds.
 const HANGS: Duration = Duration::from_secs(60);
 /// Snapshots, and streams, held at the same time.
-const HELD_MAX: usize = 5;
+pub(crate) const HELD_MAX: usize = 5;
 
 /// What all cases together made the engine do.
 #[derive(Debug, Default)]
@@ -176,22 +176,9 @@ impl<'a> World<'a> {
     }
 
     /// The bytes of a change; they tell which write they belong to.
-    fn change(&mut self, (key, len): &Change) -> (Vec<u8>, Option<Bytes>) {
+    fn change(&mut self, change: &Change) -> (Vec<u8>, Option<Bytes>) {
         self.writes += 1;
-        let mark = self.writes.to_le_bytes();
-        // Half of the values compress well.
-        let noise = if self.writes.is_multiple_of(2) { 0 } else { 0x9E37_79B9_7F4A_7C15 };
-        let value = len.map(|len| {
-            let mut state = self.writes;
-            let mut bytes = mark.to_vec();
-            while bytes.len() < len as usize {
-                state = (state ^ (state >> 29)).wrapping_mul(noise | 1).wrapping_add(noise);
-                bytes.extend_from_slice(&state.to_le_bytes());
-            }
-            bytes.truncate(len as usize);
-            Bytes::from(bytes)
-        });
-        (key.bytes(), value)
+        filled(change, self.writes)
     }
 
     fn future(&self, change: &(Vec<u8>, Option<Bytes>), own: Option<Durability>) -> WriteFuture {
@@ -512,21 +499,21 @@ impl<'a> World<'a> {
     }
 }
 
-fn owned(from: &Bound<Key>, to: &Bound<Key>) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
+pub(crate) fn owned(from: &Bound<Key>, to: &Bound<Key>) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
     (from.as_ref().map(Key::bytes), to.as_ref().map(Key::bytes))
 }
 
-fn pick<T>(held: &mut [T], slot: u8) -> Option<&mut T> {
+pub(crate) fn pick<T>(held: &mut [T], slot: u8) -> Option<&mut T> {
     let index = usize::from(slot).checked_rem(held.len())?;
     held.get_mut(index)
 }
 
-fn pick_ref<T>(held: &[T], slot: u8) -> Option<&T> {
+pub(crate) fn pick_ref<T>(held: &[T], slot: u8) -> Option<&T> {
     let index = usize::from(slot).checked_rem(held.len())?;
     held.get(index)
 }
 
-fn remove<T>(held: &mut Vec<T>, slot: u8) -> Option<T> {
+pub(crate) fn remove<T>(held: &mut Vec<T>, slot: u8) -> Option<T> {
     let index = usize::from(slot).checked_rem(held.len())?;
     Some(held.swap_remove(index))
 }

@@ -11,6 +11,7 @@
 //! | `SEERDB_MODEL_SEED` | seed of the first case, decimal; case `i` has this seed plus `i` |
 //! | `SEERDB_MODEL_OPS` | most operations in a case (default 120) |
 //! | `SEERDB_MODEL_THREADS` | threads that run cases (default: one per core) |
+//! | `SEERDB_MODEL_VARIED` | cases that `variants` plays in several ways (default 60) |
 //!
 //! A failing case prints its seed and its shrunk form; `SEERDB_MODEL_SEED=<seed>
 //! SEERDB_MODEL_CASES=1` runs it again. What the background tasks do meanwhile is up to the
@@ -24,6 +25,10 @@ mod held;
 mod ops;
 #[cfg(test)]
 mod oracle;
+#[cfg(test)]
+mod transcript;
+#[cfg(test)]
+mod variants;
 
 #[cfg(test)]
 mod cases {
@@ -43,19 +48,19 @@ mod cases {
     /// Cases per backend when nothing is asked for: both backends take about a minute together.
     const CASES: u64 = 600;
 
-    fn from_env<T: FromStr>(name: &str) -> Option<T> {
+    pub(crate) fn from_env<T: FromStr>(name: &str) -> Option<T> {
         let text = std::env::var(name).ok()?;
         let parsed = text.parse();
         Some(parsed.unwrap_or_else(|_| panic!("{name} is '{text}', which is no number")))
     }
 
     /// Where databases live in memory, if the system has such a place.
-    fn base() -> PathBuf {
+    pub(crate) fn base() -> PathBuf {
         let shm = Path::new("/dev/shm");
         if shm.is_dir() { shm.to_path_buf() } else { std::env::temp_dir() }
     }
 
-    fn runner(seed: u64) -> Runner {
+    pub(crate) fn runner(seed: u64) -> Runner {
         let config = Config {
             cases: 1,
             failure_persistence: None,

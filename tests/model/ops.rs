@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Bound;
 use std::time::Duration;
 
+use bytes::Bytes;
 use proptest::prelude::*;
 use seerdb::{Compression, DBOptions, Durability, Env};
 
@@ -56,6 +57,23 @@ impl fmt::Debug for Key {
 
 /// A put of so many bytes, or a delete.
 pub(crate) type Change = (Key, Option<u32>);
+
+/// The key and the value of the write `number`; the value tells which write it belongs to.
+pub(crate) fn filled((key, len): &Change, number: u64) -> (Vec<u8>, Option<Bytes>) {
+    // Half of the values compress well.
+    let noise = if number.is_multiple_of(2) { 0 } else { 0x9E37_79B9_7F4A_7C15 };
+    let value = len.map(|len| {
+        let mut state = number;
+        let mut bytes = number.to_le_bytes().to_vec();
+        while bytes.len() < len as usize {
+            state = (state ^ (state >> 29)).wrapping_mul(noise | 1).wrapping_add(noise);
+            bytes.extend_from_slice(&state.to_le_bytes());
+        }
+        bytes.truncate(len as usize);
+        Bytes::from(bytes)
+    });
+    (key.bytes(), value)
+}
 
 /// The keys that a scan covers.
 #[derive(Debug, Clone)]
@@ -156,7 +174,8 @@ fn durability() -> impl Strategy<Value = Durability> {
     prop_oneof![Just(Durability::Buffered), Just(Durability::Written), Just(Durability::Synced)]
 }
 
-fn opts() -> impl Strategy<Value = Opts> {
+/// Options so small that a case flushes and merges.
+pub(crate) fn opts() -> impl Strategy<Value = Opts> {
     let runs = (2usize..=6).prop_flat_map(|ratio| (Just(ratio), 1..ratio, 1..ratio));
     let sizes = (1024usize..=8192, 4usize..=16, 64usize..=512, 1024usize..=8192);
     let cache = prop_oneof![Just(0usize), Just(2048), Just(64 << 10)];

@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::executor::block_on;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
-use seerdb_io::{AlignedBuf, Backend, Class, Env, EnvOptions, IoBackend, Lane};
+use seerdb_io::{AlignedBuf, Backend, Class, Env, EnvOptions, IoBackend, Lane, Operation};
 
 use crate::{Bed, CLASSES, buf, creator, direct, pattern, read};
 
@@ -76,6 +76,7 @@ fn falls_back(reason: &str) {
     let e = Env::new(&EnvOptions { backend: Backend::Uring }).err().expect("it is refused");
     assert!(e.to_string().contains(reason), "{e}");
     assert_eq!(e.kind(), std::io::ErrorKind::Unsupported);
+    assert_eq!(e.operation(), Operation::Start);
 }
 
 #[test]

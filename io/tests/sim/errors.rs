@@ -1,10 +1,11 @@
 //! R1 to R10: what goes wrong while the machine runs.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use seerdb_io::AlignedBuf;
 use seerdb_io::sim::{Chance, Cut, Faults, Options, errno};
+use seerdb_io::{AlignedBuf, Error, Operation};
 
 use crate::{NEW, buf, durable_file, faulty, machine, outcomes, read};
 
@@ -156,6 +157,46 @@ fn r5_a_sticky_failure_stays_for_the_life() {
     let env = sim.boot();
     sim.run(async { env.fs().open("/f", crate::OLD).await.unwrap().sync_data().await.unwrap() })
         .unwrap();
+}
+
+/// Every kind of operation, made to fail, says which one it was and of which file.
+#[test]
+fn an_error_names_its_operation_and_its_file() {
+    let (sim, env) = faulty(7, Faults::none());
+    let fail = || sim.fail_op(sim.ops_submitted() + 1, errno::EIO, false);
+    let told = |e: Error| {
+        assert_eq!((e.errno(), e.path()), (Some(errno::EIO), Path::new("/f")), "{e}");
+        e.operation()
+    };
+    let fs = env.fs();
+    let outcome = sim.run(async {
+        fail();
+        assert_eq!(told(fs.open("/f", NEW).await.err().unwrap()), Operation::Open);
+        let file = durable_file(&env, "/f", &[1; 4096]).await;
+        fail();
+        assert_eq!(told(read(&file, 10, 0).await.unwrap_err()), Operation::Read);
+        fail();
+        assert_eq!(told(file.write_at(buf(&[2]), 0).await.0.unwrap_err()), Operation::Write);
+        fail();
+        assert_eq!(told(file.sync_data().await.unwrap_err()), Operation::Sync);
+        fail();
+        assert_eq!(told(file.set_len(1).await.unwrap_err()), Operation::Resize);
+        fail();
+        assert_eq!(told(file.len().await.unwrap_err()), Operation::Inspect);
+        fail();
+        assert_eq!(told(fs.create_dir("/f").await.unwrap_err()), Operation::CreateDir);
+        fail();
+        assert_eq!(told(fs.list_dir("/f").await.err().unwrap()), Operation::ListDir);
+        fail();
+        assert_eq!(told(fs.sync_dir("/f").await.unwrap_err()), Operation::SyncDir);
+        fail();
+        assert_eq!(told(fs.rename("/f", "/g").await.unwrap_err()), Operation::Rename);
+        fail();
+        assert_eq!(told(fs.remove_file("/f").await.unwrap_err()), Operation::Remove);
+        fail();
+        assert_eq!(told(fs.lock("/f").await.err().unwrap()), Operation::Lock);
+    });
+    outcome.unwrap();
 }
 
 #[test]

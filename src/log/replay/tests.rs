@@ -338,6 +338,50 @@ fn records_larger_than_a_chunk_come_back() {
     }
 }
 
+/// No record of ours is like these, though their headers are sealed: they end the log.
+#[test]
+fn a_record_of_another_kind_or_beyond_the_segment_is_bad() {
+    for wrong in [0, 1] {
+        let mut log = Log::new(false, SEGMENT_BYTES);
+        for _ in 0..3 {
+            log.commit(50, 0);
+        }
+        let (number, offset) = log.places[2];
+        let id = log.refs[0].id;
+        let bytes = log.poke(number, offset, &[0; HEADER_BYTES]);
+        let header = Header::decode(&bytes, id, offset).unwrap();
+        log.poke(number, offset, &header.encode(id, offset));
+        assert_eq!(log.replay(0), Ok((3, false)), "as it was");
+        let bad = match wrong {
+            0 => Header { kind: RecordType::Edit, ..header },
+            _ => Header { span: u32::try_from(SEGMENT_BYTES).unwrap(), ..header },
+        };
+        log.poke(number, offset, &bad.encode(id, offset));
+        assert_eq!(log.replay(0), Ok((2, true)), "{bad:?}");
+    }
+}
+
+/// Damaged marks, and behind them a commit larger than a chunk that is damaged as well: looking at
+/// it moves the reader on, and it must come back to where the log ends.
+#[test]
+fn a_large_damaged_commit_behind_damaged_marks_is_the_end() {
+    for grouped in [false, true] {
+        let mut log = Log::new(grouped, 8 * CHUNK_BYTES as u64);
+        for _ in 0..3 {
+            log.commit(50, 0);
+        }
+        log.mark(0);
+        log.commit(2 * CHUNK_BYTES, 0);
+        let (from, to) = (log.places[2].1 + HEADER_BYTES as u64 + 50, log.places[3].1);
+        log.poke(1, from, &vec![0; usize::try_from(to - from).unwrap()]);
+        assert_eq!(log.replay(0), Ok((4, false)));
+        log.poke(1, to + CHUNK_BYTES as u64, &[0xAA]);
+        assert_eq!(log.replay(0), Ok((3, true)));
+        let missing = log.replay_known(Known { flushed: 0, durable: 4 });
+        assert_eq!(missing.unwrap_err().0, name(1));
+    }
+}
+
 /// The only proof stands across the border of two chunks of the search, at every place.
 #[test]
 fn a_proof_at_the_border_of_two_chunks_is_found() {

@@ -455,6 +455,112 @@ fn a_large_manifest_is_replaced() {
 }
 
 #[test]
+fn a_manifest_that_cannot_be_replaced_grows_on() {
+    let bed = Bed::new();
+    let (set, _, mut names) = bed.open();
+    bed.flush(&set, &["a"], 1);
+    let first = manifest_of(&bed);
+    block_on(async { set.log.lock().await.roll_bytes = 0 });
+    // Files stand where the next manifests would go.
+    let next = set.new_file_number();
+    for number in next..next + 8 {
+        bed.put(FileName::Manifest(number), b"in the way");
+    }
+    bed.flush(&set, &["a"], 2);
+    assert!(set.failure().is_none());
+    assert_eq!(manifest_of(&bed), first);
+    assert_eq!(block_on(set.log.lock()).roll_bytes, MANIFEST_BYTES, "it tries again later");
+    assert!(names.try_recv().is_err(), "nothing was replaced");
+    let shown = show(&set.current());
+    drop(set);
+    assert_eq!(show(&bed.open().0.current()), shown);
+}
+
+#[test]
+fn files_that_nobody_deletes_go_with_the_next_open() {
+    let bed = Bed::new();
+    let (set, _, names) = bed.open();
+    drop(names);
+    let first = manifest_of(&bed);
+    block_on(async { set.log.lock().await.roll_bytes = 0 });
+    bed.flush(&set, &["a"], 1);
+    assert_ne!(manifest_of(&bed), first);
+    drop(set);
+    let (set, _, _names) = bed.open();
+    bed.put(FileName::CurrentTemp, b"left over");
+    assert!(bed.names().contains(&first.to_string()));
+    assert_eq!(block_on(set.remove_orphans(&[])).unwrap(), 3, "two manifests and the rest");
+    let left = bed.names();
+    assert!(!left.contains(&first.to_string()), "{left:?}");
+    assert!(!left.contains(&FileName::CurrentTemp.to_string()), "{left:?}");
+}
+
+/// A database whose whole manifest is this edit, and the error of its open.
+fn open_of(edit: &VersionEdit) -> (Bed, Error) {
+    let bed = Bed::new();
+    drop(bed.open());
+    let id = FileId { number: 50, salt: 5 };
+    block_on(async {
+        let (fs, dir) = (bed.env.fs(), bed.dir.path());
+        Writer::create(fs, dir, id, edit).await.unwrap();
+        manifest::point_current(fs, dir, id).await.unwrap();
+    });
+    let error = bed.try_open(DBOptions::default()).err().unwrap();
+    assert!(error.is_corruption(), "{error}");
+    assert_eq!(error.location().unwrap().0, bed.path(FileName::Manifest(50)));
+    (bed, error)
+}
+
+#[test]
+fn a_manifest_of_wrong_edits_is_damaged() {
+    let wrong = VersionEdit { tables_removed: vec![77], ..VersionEdit::default() };
+    let (_bed, error) = open_of(&wrong);
+    assert!(error.to_string().contains("table 77 is not there to remove"), "{error}");
+    let files = VersionEdit { next_file: Some(u64::MAX), ..VersionEdit::default() };
+    let (_bed, error) = open_of(&files);
+    assert!(error.to_string().contains("the next file number is"), "{error}");
+    let runs = VersionEdit { next_run: Some((1 << 56) + 1), ..VersionEdit::default() };
+    let (_bed, error) = open_of(&runs);
+    assert!(error.to_string().contains("the next run id is"), "{error}");
+}
+
+#[test]
+fn a_manifest_longer_than_any_is_refused_unread() {
+    let bed = Bed::new();
+    drop(bed.open());
+    let path = bed.path(manifest_of(&bed));
+    block_on(async {
+        let options = OpenOptions { write: true, ..OpenOptions::default() };
+        let file = bed.env.fs().open(path.clone(), options).await.unwrap();
+        file.set_len((1 << 30) + 1).await.unwrap();
+    });
+    let error = bed.try_open(DBOptions::default()).err().unwrap();
+    assert!(error.is_corruption() && error.to_string().contains("longer than any"), "{error}");
+    assert_eq!(error.location().unwrap().0, path);
+}
+
+/// What a version of these runs, newest first and all in level 0, is refused for.
+fn refused(runs: Vec<Arc<crate::sstable::Run>>) -> String {
+    let mut version = Version::default();
+    version.levels[0].runs = runs;
+    let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| version.check()));
+    let said = checked.expect_err("the version must be refused");
+    said.downcast_ref::<String>().expect("a sentence").clone()
+}
+
+#[test]
+fn versions_that_break_an_invariant_are_told_apart() {
+    let bed = Bed::new();
+    let (set, _, _names) = bed.open();
+    let (old, new) = (bed.table(&set, &["a"], 1), bed.table(&set, &["a"], 2));
+    let run = |id, table: &Arc<Table>| Arc::new(crate::sstable::Run::new(id, vec![table.clone()]));
+    let said = refused(vec![run(1, &new), run(2, &old)]);
+    assert!(said.contains("run 1 stands before run 2"), "{said}");
+    let said = refused(vec![run(2, &old), run(1, &new)]);
+    assert!(said.contains("run 1 holds newer seqnos than the run before it"), "{said}");
+}
+
+#[test]
 #[should_panic(expected = "a wrong version edit: table 77 is not there to remove")]
 fn a_wrong_edit_of_ours_panics_before_it_is_written() {
     let bed = Bed::new();
