@@ -190,7 +190,7 @@ pub struct LockFile {
 
 #[expect(dead_code, reason = "held for its drop")]
 enum Held {
-    System(sys::StdFile),
+    System(sys::Lock),
     #[cfg(feature = "sim")]
     Sim(Box<dyn std::any::Any + Send + Sync>),
 }

@@ -263,14 +263,32 @@ pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     StdFile::open(path)?.sync_all()
 }
 
+/// An exclusive lock on a file; its drop gives it back.
+pub(crate) struct Lock {
+    file: StdFile,
+    process: u32,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that was forked a moment ago, and has not yet executed its
+        // program, has the file open too. And such a child must not give back what is ours.
+        if std::process::id() == self.process
+            && let Err(error) = self.file.unlock()
+        {
+            tracing::warn!(%error, "a lock could not be given back");
+        }
+    }
+}
+
 /// Takes the exclusive lock on a file, creating it if need be.
-pub(crate) fn lock(path: &Path) -> io::Result<Option<StdFile>> {
+pub(crate) fn lock(path: &Path) -> io::Result<Option<Lock>> {
     let mut options = std::fs::OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
     owner_only(&mut options);
     let file = options.open(path)?;
     match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
+        Ok(()) => Ok(Some(Lock { file, process: std::process::id() })),
         Err(std::fs::TryLockError::WouldBlock) => Ok(None),
         Err(std::fs::TryLockError::Error(e)) => Err(e),
     }

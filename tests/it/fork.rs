@@ -38,6 +38,28 @@ fn fork(child: impl FnOnce() -> i32) -> i32 {
     }
 }
 
+/// Runs `work` while a fork of this process lives that does nothing.
+fn beside_a_fork(work: impl FnOnce()) {
+    // SAFETY: the child calls nothing but what a signal handler may call.
+    match unsafe { libc::fork() } {
+        0 => {
+            // SAFETY: it ends a child that nobody kills.
+            unsafe { libc::alarm(20) };
+            loop {
+                // SAFETY: it sleeps until a signal comes.
+                unsafe { libc::pause() };
+            }
+        }
+        pid => {
+            work();
+            // SAFETY: the child is ours and was not waited for.
+            assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0);
+            // SAFETY: no status is asked for.
+            assert_eq!(unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) }, pid);
+        }
+    }
+}
+
 /// Everything that a child may try; an odd answer is the number of the line that gave it.
 fn try_everything(db: &DB, env: &Env, path: &Path) -> i32 {
     macro_rules! must_be {
@@ -130,7 +152,11 @@ fn child_forks() {
     }
     let only = run(DB::open(&path)).unwrap_err();
     assert_eq!(only.kind(), ErrorKind::Locked, "a child that ended has taken the lock along");
-    run(db.close()).unwrap();
+    beside_a_fork(|| {
+        run(db.close()).unwrap();
+        let again = run(tiny().open(&path)).expect("a child that does nothing holds no lock");
+        run(again.close()).unwrap();
+    });
 }
 
 #[test]
