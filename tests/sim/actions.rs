@@ -14,6 +14,7 @@ use seerdb_io::sim::{Disk, OpKind, Options, Phase, Sim};
 
 use crate::book::Book;
 use crate::look;
+use crate::regressions::small;
 use crate::script::Step::{Burst, Check, Flush, Idle, Put};
 use crate::script::{BUFFERED, Player, SYNCED, Script, WRITTEN, Watch, key};
 use crate::scripts;
@@ -383,4 +384,33 @@ fn a_close_removes_what_merges_retired_and_nothing_is_removed_behind_it() {
         });
         outcome.unwrap();
     }
+}
+
+#[test]
+fn a_manifest_is_removed_when_its_successor_is_named_for_good() {
+    let sim = Sim::new(5, Options::default());
+    let removed = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&removed);
+    sim.on_op(move |event| {
+        let is_manifest = event.path.to_string_lossy().contains("/MANIFEST-");
+        if is_manifest && event.kind == OpKind::Remove && event.phase == Phase::Submitted {
+            kept.lock().unwrap().push(event.disk().is_name_durable("/db/CURRENT"));
+        }
+    });
+    let options = small().env(sim.boot());
+    sim.run(async {
+        for _ in 0..3 {
+            let db = options.open("/db").await.unwrap();
+            // Each flush adds some units to the manifest, until it is replaced.
+            for round in 0..=255u8 {
+                db.put(key(round % 8), [round; 100]).await.unwrap();
+                db.flush().await.unwrap();
+            }
+            db.close().await.unwrap();
+        }
+    })
+    .unwrap();
+    let removed = removed.lock().unwrap();
+    assert!(removed.len() >= 5, "{removed:?}");
+    assert!(removed.iter().all(|is_durable| *is_durable), "{removed:?}");
 }

@@ -14,8 +14,9 @@ const SECONDS_MAX: f64 = 60.0;
 const TICKS: f64 = 100.0;
 
 /// The tests that may find a bug, quick ones first.
-const FINDERS: [(&str, &str); 4] = [
+const FINDERS: [(&str, &str); 5] = [
     ("actions", "actions::"),
+    ("regressions", "regressions::"),
     ("crash points", "exhaustive::every_crash_point_of_every_script"),
     ("error loops", "errors::every_operation_of_every_script_fails"),
     ("histories", "histories::histories_keep_the_contract"),

@@ -14,7 +14,7 @@ use seerdb_io::sim::{
 
 use super::life::bounded;
 
-fn small() -> DBOptions {
+pub(crate) fn small() -> DBOptions {
     DBOptions::new()
         .memory_budget(1 << 20)
         .memtable_bytes(1 << 10)
