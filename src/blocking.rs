@@ -247,6 +247,26 @@ impl Range {
     pub fn limit(self, count: usize) -> Self {
         Range { stream: self.stream.limit(count) }
     }
+
+    /// As [`RangeStream::keys`].
+    ///
+    /// # Errors
+    ///
+    /// Each item may be an error; it is the last one then.
+    pub fn keys(self) -> impl Iterator<Item = Result<Bytes>> {
+        let mut keys = self.stream.keys();
+        std::iter::from_fn(move || wait(keys.next()))
+    }
+
+    /// As [`KeyStream::sizes`](crate::KeyStream::sizes).
+    ///
+    /// # Errors
+    ///
+    /// As for [`Range::keys`].
+    pub fn sizes(self) -> impl Iterator<Item = Result<(Bytes, usize)>> {
+        let mut sizes = self.stream.keys().sizes();
+        std::iter::from_fn(move || wait(sizes.next()))
+    }
 }
 
 impl Iterator for Range {

@@ -23,6 +23,8 @@ pub(crate) enum FileName {
     Manifest(FileNumber),
     /// A WAL segment.
     Wal(FileNumber),
+    /// A file of the value log.
+    Values(FileNumber),
     /// A sorted table.
     Table(FileNumber),
 }
@@ -45,6 +47,8 @@ impl FileName {
                     FileName::Manifest(number.parse().ok()?)
                 } else if let Some(number) = name.strip_suffix(".wal") {
                     FileName::Wal(number.parse().ok()?)
+                } else if let Some(number) = name.strip_suffix(".vlog") {
+                    FileName::Values(number.parse().ok()?)
                 } else {
                     FileName::Table(name.strip_suffix(".sst")?.parse().ok()?)
                 }
@@ -57,7 +61,9 @@ impl FileName {
     /// The number, for the kinds that have one.
     pub(crate) fn number(self) -> Option<FileNumber> {
         match self {
-            FileName::Manifest(n) | FileName::Wal(n) | FileName::Table(n) => Some(n),
+            FileName::Manifest(n) | FileName::Wal(n) | FileName::Values(n) | FileName::Table(n) => {
+                Some(n)
+            }
             FileName::Current | FileName::CurrentTemp | FileName::Lock => None,
         }
     }
@@ -71,6 +77,7 @@ impl std::fmt::Display for FileName {
             FileName::Lock => f.write_str("LOCK"),
             FileName::Manifest(n) => write!(f, "MANIFEST-{n:06}"),
             FileName::Wal(n) => write!(f, "{n:06}.wal"),
+            FileName::Values(n) => write!(f, "{n:06}.vlog"),
             FileName::Table(n) => write!(f, "{n:06}.sst"),
         }
     }

@@ -12,21 +12,27 @@ use std::path::Path;
 use bytes::Bytes;
 use seerdb_io::{AlignedBuf, Env, OpenOptions};
 
-use crate::batch;
+use crate::batch::{self, WriteOp};
 use crate::codec::{Cursor, Sink, crc32c, crc32c_append, varint_len};
 use crate::error::{Error, Result};
 use crate::filename::FileName;
 use crate::filter::{Filter, key_hash};
-use crate::key::{SEQNO_MAX, SeqNo, Trailer, prefix_end};
+use crate::key::{KeyBuf, SEQNO_MAX, SeqNo, Trailer, VALUE_BYTES_MAX, prefix_end};
 use crate::log::format as segment;
-use crate::log::replay::{self, Known, SegmentRef};
+use crate::log::format::Stream;
+use crate::log::reader::SegmentRef;
+use crate::log::replay::{self, Known, Origin};
+use crate::lz4::Packer;
+use crate::pointer::{POINTER_BYTES, Pointer};
 use crate::record::{self, FileId, HEADER_BYTES, Header, RecordType};
 use crate::sstable::Block;
 use crate::sstable::format::{self as table, BlockKind, FOOTER_BYTES, FileRef, Footer, Handle};
 use crate::sstable::index::Index;
+use crate::sstable::references::{self, Reference};
 use crate::version::edit::VersionEdit;
 use crate::version::state::State;
 use crate::version::{format as version, manifest};
+use crate::vlog::format::{self as rewritten, Described, FOOTER_BYTES as VALUES_FOOTER};
 
 const ID: FileId = FileId { number: 7, salt: 0x5EED_0DB0_0000_0001 };
 const UNIT: usize = 4096;
@@ -105,23 +111,71 @@ pub fn batch(bytes: &[u8]) {
     if let Some(ops) = batch::decode(bytes) {
         let mut again = Vec::new();
         for op in &ops {
-            assert!(op.memory_bytes() >= op.key.len() + op.value.len());
-            again.put(&op.head());
-            again.put(&op.key);
-            again.put(&op.value);
+            let (kind, key) = (op.kind, KeyBuf::from_slice(op.key));
+            let value = Bytes::copy_from_slice(op.value);
+            let written = WriteOp { kind, key, value, raw: op.raw };
+            assert!(written.memory_bytes() >= op.key.len());
+            assert_eq!(bytes.get(op.key_at..op.key_at + op.key.len()), Some(op.key));
+            again.put(&written.head());
+            again.put(op.key);
+            again.put(op.value);
         }
         assert_eq!(again, bytes, "the encoding is canonical");
     }
 }
 
-/// The header page of a log segment.
+/// The header page of a log segment, of either stream.
 pub fn segment_header(bytes: &[u8]) {
     for page in [bytes, &sealed(bytes, 40, &[])] {
-        let found = segment::identity(page);
-        let id = found.unwrap_or(ID);
-        let checked = segment::check(page, id, 0, Path::new("000007.wal"), u64::MAX);
-        assert!(found.is_none() || checked.is_ok(), "{checked:?}");
+        for stream in [Stream::Wal, Stream::Values] {
+            let path = stream.file_name(ID.number).in_dir(Path::new(""));
+            let found = segment::identity(page, stream);
+            let id = found.unwrap_or(ID);
+            let checked = segment::check(page, id, stream, &path, u64::MAX);
+            assert!(found.is_none() || checked.is_ok(), "{checked:?}");
+        }
     }
+}
+
+/// A pointer, and what it makes of the bytes that it leads to. The first byte says how long the
+/// key is.
+pub fn pointer(bytes: &[u8]) {
+    let mut cursor = Cursor::new(bytes);
+    let Some(key_len) = cursor.u8().map(usize::from) else { return };
+    let (Some(encoded), Some(seqno)) = (cursor.bytes(POINTER_BYTES), cursor.u64()) else { return };
+    let seqno = seqno & SEQNO_MAX;
+    let body = cursor.bytes(cursor.remaining()).unwrap_or_default();
+    let Some((key, stored)) = body.split_at_checked(key_len) else { return };
+    let found = Pointer::decode(encoded);
+    if let Some(found) = found {
+        assert_eq!(found.encode(), encoded);
+        assert!(found.stored <= found.raw && found.raw as usize <= VALUE_BYTES_MAX);
+        check_value(&found, body, key, seqno);
+    }
+    // The same place and length under the right check: then the bytes decide.
+    let (segment, position, raw) = found.map_or((7, 4096, 0), |p| (p.segment, p.position, p.raw));
+    let len = u32::try_from(stored.len()).expect("inputs are small");
+    let led = Pointer::new(segment, position, key, stored, raw.max(len), seqno);
+    assert_eq!(Pointer::decode(&led.encode()), Some(led));
+    assert_eq!(led.body(key.len(), seqno).crc, crc32c(body));
+    check_value(&led, body, key, seqno);
+    let plain = Pointer::new(segment, position, key, stored, len, seqno);
+    assert_eq!(check_value(&plain, body, key, seqno).as_deref(), Some(stored));
+    assert!(check_value(&plain, body, key, seqno ^ 1).is_none(), "another commit");
+    let longer = [body, &[0]].concat();
+    assert!(check_value(&plain, &longer, key, seqno).is_none(), "another length");
+    if let Some(packed) = Packer::default().pack(stored) {
+        let body = [key, packed].concat();
+        let packed = Pointer::new(segment, position, key, packed, len, seqno);
+        assert_eq!(check_value(&packed, &body, key, seqno).as_deref(), Some(stored));
+    }
+}
+
+/// The value in `read`, if it is one; its length is what the pointer says.
+fn check_value(pointer: &Pointer, read: &[u8], key: &[u8], seqno: SeqNo) -> Option<Bytes> {
+    let value = pointer.value(&Bytes::copy_from_slice(read), key, seqno).ok()?;
+    assert_eq!(value.len(), pointer.raw as usize);
+    Some(value)
 }
 
 /// What a replay makes of a whole segment: the records that `script` describes, all with the
@@ -129,14 +183,9 @@ pub fn segment_header(bytes: &[u8]) {
 pub async fn log_segment(env: &Env, dir: &Path, script: &[u8]) -> Result<()> {
     struct Decoder;
     impl replay::Sink for Decoder {
-        fn commit(
-            &mut self,
-            header: &Header,
-            payload: &[u8],
-            path: &Path,
-            offset: u64,
-        ) -> Result<()> {
-            let bad = || Error::corruption(path, offset, "a commit cannot be decoded");
+        fn commit(&mut self, header: &Header, payload: &[u8], origin: &Origin<'_>) -> Result<()> {
+            let what = "a commit cannot be decoded";
+            let bad = || Error::corruption(origin.path, origin.offset, what);
             let ops = batch::decode(payload).ok_or_else(bad)?;
             assert!(header.last_seqno() <= SEQNO_MAX && ops.len() <= payload.len());
             Ok(())
@@ -148,20 +197,20 @@ pub async fn log_segment(env: &Env, dir: &Path, script: &[u8]) -> Result<()> {
     }
     let mut cursor = Cursor::new(script);
     let flushed = cursor.u8().map_or(0, SeqNo::from);
-    let mut bytes = segment::encode(ID, segment::Stream::Wal, 0);
+    let mut bytes = segment::encode(ID, Stream::Wal, 0);
     put_records(&mut cursor, &mut bytes, flushed, 1);
     bytes.resize(bytes.len().next_multiple_of(UNIT), 0);
-    let header = segment::encode(ID, segment::Stream::Wal, bytes.len() as u64);
+    let header = segment::encode(ID, Stream::Wal, bytes.len() as u64);
     bytes.splice(..header.len(), header);
     let path = FileName::Wal(ID.number).in_dir(dir);
     let options = OpenOptions { write: true, create_new: true, ..OpenOptions::default() };
     let mut buf = AlignedBuf::with_capacity(bytes.len());
     buf.extend_from_slice(&bytes);
     env.fs().open(path.clone(), options).await?.write_at(buf, 0).await.0?;
-    let segments = [SegmentRef { id: ID, stream: 0 }];
+    let segments = [SegmentRef { id: ID, stream: Stream::Wal }];
     let known = Known { flushed, durable: 0 };
     let replayed = replay::replay(env, dir, &segments, known, &mut Decoder).await;
-    let behind = replay::prove_behind(env, dir, ID.number, flushed).await;
+    let behind = replay::prove_behind(env, dir, Stream::Wal, ID.number, flushed).await;
     env.fs().remove_file(path).await?;
     if let Ok(replayed) = replayed {
         assert!(replayed.last_seqno >= flushed && replayed.last_seqno <= SEQNO_MAX);
@@ -320,6 +369,100 @@ pub fn stored_block(bytes: &[u8]) {
         block(&found);
     }
     table::open_block(table_file(), BlockKind::Index, handle, &file).ok();
+}
+
+/// What a table refers to in one segment: the block, as the manifest sums it up or not.
+pub fn references(bytes: &[u8]) {
+    let mut cursor = Cursor::new(bytes);
+    let (Some(bodies), Some(sum)) = (cursor.varint(), cursor.varint()) else { return };
+    let block = cursor.bytes(cursor.remaining()).unwrap_or_default();
+    let segment = Cursor::new(block).varint().unwrap_or(0);
+    let len = u32::try_from(block.len()).expect("inputs are small");
+    let handle = Handle { offset: 4096, stored: len, raw: len };
+    let said = Reference { segment, bodies, bytes: sum, handle };
+    references::decode(block, &said).ok();
+    // What the block lists, checks and order aside.
+    let mut entries = Cursor::new(block);
+    entries.varint();
+    let (mut bodies, mut sum) = (0, 0u64);
+    while let (Some(_), Some(len), Some(_)) = (entries.varint(), entries.varint(), entries.u32()) {
+        (bodies, sum) = (bodies + 1, sum.saturating_add(len));
+    }
+    let fitting = Reference { bodies, bytes: sum, ..said };
+    let Ok(found) = references::decode(block, &fitting) else { return };
+    assert!(found.is_sorted_by(|a, b| a.position < b.position));
+    assert_eq!(references::encode(segment, &found), block, "the encoding is canonical");
+    assert_eq!(references::decode(block, &said).is_ok(), said == fitting);
+}
+
+/// The end of a rewritten file of the value log: the sections block, and the footer behind it.
+pub fn rewritten(bytes: &[u8]) {
+    rewritten_footer(bytes);
+    let body_bytes = bodies_of_sections(bytes).unwrap_or(0);
+    let Some(file_bytes) = body_bytes.checked_add((bytes.len() + VALUES_FOOTER) as u64) else {
+        return;
+    };
+    let (footer, checksum) = rewritten::footer(ID.number, body_bytes, bytes);
+    let file = Described { path: Path::new("000007.vlog"), number: 7, file_bytes, checksum };
+    assert_eq!(file.block_bytes(&footer).ok(), Some(bytes.len()));
+    let Ok(sections) = file.sections(&Bytes::copy_from_slice(bytes), &footer) else { return };
+    assert!(sections.is_sorted_by(|a, b| a.segment < b.segment));
+    let mut block = Cursor::new(bytes);
+    let mut offset = 0;
+    for section in &sections {
+        let (segment, _) = (block.varint(), block.varint());
+        assert_eq!(segment, Some(section.segment));
+        let mut entries = Cursor::new(block.slice().unwrap_or_default());
+        let mut position = 0u64;
+        while let (Some(step), Some(len)) = (entries.varint(), entries.varint()) {
+            position += step;
+            let at = u32::try_from(position).expect("it was decoded");
+            assert_eq!(
+                section.offsets.find(at).map(|(at, len)| (at, len.into())),
+                Some((offset, len))
+            );
+            offset += len;
+        }
+        assert_eq!(section.offsets.end(), offset);
+        for position in [0, u32::MAX] {
+            let found = section.offsets.find(position);
+            assert!(found.is_none_or(|(at, len)| at + u64::from(len) <= offset));
+        }
+    }
+    assert_eq!(offset, body_bytes);
+}
+
+/// The footer of a rewritten file, with and without the right checksum.
+fn rewritten_footer(bytes: &[u8]) {
+    let footer = bytes.get(..VALUES_FOOTER).unwrap_or(bytes);
+    for footer in [footer, &sealed(footer, VALUES_FOOTER - 4, &[])] {
+        let number = |at| footer.get(at..).map(Cursor::new);
+        let bodies = number(20).and_then(|mut at| at.u64()).unwrap_or(0);
+        let block = number(28).and_then(|mut at| at.u32()).unwrap_or(0);
+        let checksum = number(VALUES_FOOTER - 4).and_then(|mut at| at.u32()).unwrap_or(0);
+        let file_bytes = bodies.wrapping_add(u64::from(block)).wrapping_add(VALUES_FOOTER as u64);
+        let file = Described { path: Path::new("000007.vlog"), number: 7, file_bytes, checksum };
+        if let Ok(found) = file.block_bytes(footer) {
+            assert_eq!(found, block as usize);
+            assert!(bodies < file_bytes && found as u64 <= file_bytes);
+        }
+        let shorter = Described { file_bytes: file_bytes.wrapping_sub(1), ..file };
+        assert!(shorter.block_bytes(footer).is_err(), "a byte is missing");
+        file.sections(&Bytes::copy_from_slice(bytes), footer).ok();
+    }
+}
+
+/// The bytes of all bodies that a sections block lists, as far as it can be read.
+fn bodies_of_sections(block: &[u8]) -> Option<u64> {
+    let mut block = Cursor::new(block);
+    let mut sum = 0u64;
+    while !block.is_empty() {
+        let (_, _, mut entries) = (block.varint()?, block.varint()?, Cursor::new(block.slice()?));
+        while let (Some(_), Some(len)) = (entries.varint(), entries.varint()) {
+            sum = sum.checked_add(len)?;
+        }
+    }
+    Some(sum)
 }
 
 /// A version edit, and the state behind it.

@@ -37,6 +37,8 @@ pub(crate) enum ValueKind {
     Delete = 0,
     /// The value follows.
     Put = 1,
+    /// A pointer into the value log follows.
+    Pointer = 2,
 }
 
 impl ValueKind {
@@ -44,6 +46,7 @@ impl ValueKind {
         match byte {
             0 => Some(ValueKind::Delete),
             1 => Some(ValueKind::Put),
+            2 => Some(ValueKind::Pointer),
             _ => None,
         }
     }
@@ -78,7 +81,11 @@ impl Trailer {
     }
 
     pub(crate) fn kind(self) -> ValueKind {
-        if self.0 & 0xFF == 0 { ValueKind::Delete } else { ValueKind::Put }
+        match self.0 & 0xFF {
+            0 => ValueKind::Delete,
+            1 => ValueKind::Put,
+            _ => ValueKind::Pointer,
+        }
     }
 }
 

@@ -82,8 +82,9 @@
 //!
 //! # Memory
 //!
-//! [`DBOptions::memory_budget`] covers memtables, block cache, and the filters and indexes of open
-//! tables. When flushes fall behind, writers wait for memory, first come, first served;
+//! [`DBOptions::memory_budget`] covers memtables, the cache of blocks and values, the filters and
+//! indexes of open tables, and the offsets of rewritten value files. When flushes fall behind,
+//! writers wait for memory, first come, first served;
 //! [`DB::try_put`] fails instead, and [`DB::pressure`] tells beforehand. A value that a get or a
 //! stream returns is a [`bytes::Bytes`] that shares the block or the memtable entry it was found
 //! in: a kept value keeps about [`DBOptions::block_bytes`] alive. Copy what is kept for long.
@@ -110,9 +111,9 @@
 //! | layer | modules | what they are |
 //! |---|---|---|
 //! | 0 | crate `seerdb_io` | files, clock, random numbers and tasks, behind [`Env`] |
-//! | 1 | error, options, key, codec, filename, sync | values; no async, no files |
-//! | 2 | record, batch, memtable, filter, cache, iter, snapshot | bytes and memory; no files |
-//! | 3 | log, sstable | one file kind each, with its format |
+//! | 1 | error, options, key, codec, lz4, filename, sync | values; no async, no files |
+//! | 2 | record, batch, pointer, memtable, filter, cache, iter, snapshot | bytes and memory; no files |
+//! | 3 | appender, log, sstable, vlog | one file kind each, with its format |
 //! | 4 | version | which files make up the database: versions, edits, the manifest |
 //! | 5 | compaction | what to merge (policy, picker, retain) and the merge itself (job) |
 //! | 6 | db | the handle, the commit pipeline, reads, streams, background tasks |
@@ -131,6 +132,10 @@
 //!   edit record one version edit, a **mark** nothing but the newest durable seqno.
 //! - **group**: records that the engine writes to the log together.
 //! - **WAL segment**: a file of the write-ahead log. Prepared, active, closed, deletable.
+//! - **value log**: the second stream of the log, for commits with a value of at least
+//!   [`DBOptions::value_threshold`]. Its segments stay; a **pointer** in memtable and tables leads
+//!   to a **body** there, a key and its value. **collection**: rewriting files of the value log
+//!   without what nobody refers to.
 //! - **memtable**: the sorted memory of recent writes: active, then sealed. **flush**: writing a
 //!   sealed memtable to a table.
 //! - **table** (sstable): an immutable sorted file: **blocks**, each found by a **block handle**,
@@ -148,6 +153,7 @@
 #[macro_use]
 mod planted;
 
+mod appender;
 mod batch;
 pub mod blocking;
 mod cache;
@@ -162,18 +168,21 @@ pub mod fuzz;
 mod iter;
 mod key;
 mod log;
+mod lz4;
 mod memtable;
 mod options;
+mod pointer;
 mod range;
 mod record;
 mod snapshot;
 mod sstable;
 mod sync;
 mod version;
+mod vlog;
 
 pub use db::{
-    Batch, BatchCommit, DB, Get, GetFuture, IntoValue, LevelStats, Pressure, RangeStream, Snapshot,
-    Stats, Write, WriteFuture,
+    Batch, BatchCommit, DB, Get, GetFuture, IntoValue, KeyStream, LevelStats, Pressure,
+    RangeStream, SizeStream, Snapshot, Stats, ValueFileStats, ValueLogStats, Write, WriteFuture,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use key::{BATCH_BYTES_MAX, BATCH_OPS_MAX, KEY_BYTES_MAX, SEQNO_MAX, SeqNo, VALUE_BYTES_MAX};

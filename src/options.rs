@@ -9,6 +9,7 @@ use std::time::Duration;
 use seerdb_io::{Backend, Env};
 
 use crate::error::{Error, Result};
+use crate::key::VALUE_BYTES_MAX;
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -48,6 +49,9 @@ pub struct DBOptions {
     pub(crate) memtable_bytes: Option<usize>,
     pub(crate) cache_bytes: Option<usize>,
     pub(crate) wal_segment_bytes: usize,
+    pub(crate) value_threshold: Option<usize>,
+    pub(crate) value_segment_bytes: usize,
+    pub(crate) max_space_amplification: f64,
     pub(crate) buffered_delay: Duration,
     pub(crate) block_bytes: usize,
     pub(crate) table_bytes: usize,
@@ -70,6 +74,9 @@ impl Default for DBOptions {
             memtable_bytes: None,
             cache_bytes: None,
             wal_segment_bytes: 64 * MIB,
+            value_threshold: None,
+            value_segment_bytes: 64 * MIB,
+            max_space_amplification: 1.5,
             buffered_delay: Duration::from_millis(10),
             block_bytes: 4 * KIB,
             table_bytes: 64 * MIB,
@@ -149,6 +156,28 @@ impl DBOptions {
         self
     }
 
+    /// Values of at least this many bytes, 1 to 1 GiB, go into the value log, and tables keep
+    /// pointers to them; none with `None` (default).
+    pub fn value_threshold(mut self, bytes: impl Into<Option<usize>>) -> Self {
+        self.value_threshold = bytes.into();
+        self
+    }
+
+    /// The size of a segment of the value log, in bytes, a multiple of 4096 (default: 64 MiB).
+    pub fn value_segment_bytes(mut self, bytes: usize) -> Self {
+        self.value_segment_bytes = bytes;
+        self
+    }
+
+    /// How much the value log may take on disk, pointers included, over what is alive in it
+    /// (default: 1.5, from 1.1). More is faster to write: at 1.5 a value is rewritten about once
+    /// in its life when all are overwritten alike. What snapshots and open streams hold counts as
+    /// alive.
+    pub fn max_space_amplification(mut self, times: f64) -> Self {
+        self.max_space_amplification = times;
+        self
+    }
+
     /// How long a [`Durability::Buffered`] write may stay in the log buffer (default: 10 ms).
     pub fn buffered_delay(mut self, delay: Duration) -> Self {
         self.buffered_delay = delay;
@@ -198,6 +227,36 @@ impl DBOptions {
         self
     }
 
+    /// What must hold of the options for the log, with a sentence for each.
+    fn log_checks(&self) -> [(bool, &'static str); 6] {
+        [
+            (
+                self.wal_segment_bytes >= 16 * KIB && self.wal_segment_bytes <= 1 << 30,
+                "wal_segment_bytes must be from 16 KiB to 1 GiB",
+            ),
+            (
+                self.wal_segment_bytes.is_multiple_of(4096),
+                "wal_segment_bytes must be a multiple of 4096",
+            ),
+            (
+                self.value_threshold.is_none_or(|t| (1..=VALUE_BYTES_MAX).contains(&t)),
+                "value_threshold must be from 1 byte to 1 GiB",
+            ),
+            (
+                self.value_segment_bytes >= 16 * KIB && self.value_segment_bytes <= 1 << 30,
+                "value_segment_bytes must be from 16 KiB to 1 GiB",
+            ),
+            (
+                (1.1..=100.0).contains(&self.max_space_amplification),
+                "max_space_amplification must be from 1.1 to 100",
+            ),
+            (
+                self.value_segment_bytes.is_multiple_of(4096),
+                "value_segment_bytes must be a multiple of 4096",
+            ),
+        ]
+    }
+
     /// The options with every default filled in.
     ///
     /// # Errors
@@ -219,14 +278,6 @@ impl DBOptions {
             (
                 self.cache_bytes.is_none_or(|c| c <= self.memory_budget),
                 "cache_bytes must fit into memory_budget",
-            ),
-            (
-                self.wal_segment_bytes >= 16 * KIB && self.wal_segment_bytes <= 1 << 30,
-                "wal_segment_bytes must be from 16 KiB to 1 GiB",
-            ),
-            (
-                self.wal_segment_bytes.is_multiple_of(4096),
-                "wal_segment_bytes must be a multiple of 4096",
             ),
             (
                 self.buffered_delay <= Duration::from_secs(3600),
@@ -255,7 +306,9 @@ impl DBOptions {
                 "error_if_exists contradicts create_if_missing(false): nothing could be opened",
             ),
         ];
-        if let Some((_, sentence)) = checks.iter().find(|(holds, _)| !holds) {
+        let log_checks = self.log_checks();
+        let mut checks = checks.iter().chain(&log_checks);
+        if let Some((_, sentence)) = checks.find(|(holds, _)| !holds) {
             return Err(Error::invalid(*sentence));
         }
         Ok(Settings { options: self.clone(), memtable_bytes, cache_bytes })

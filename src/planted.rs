@@ -129,6 +129,46 @@ bugs! {
     DropDamagedBlock,
     /// A read that goes wrong on its way is not repeated.
     ReadOnce,
+    /// Reads do not compare a value with its pointer.
+    SkipChecksumOfValue,
+    /// Rewritten values are read where they stood at first.
+    MapToOldPosition,
+    /// Tables do not list all that they refer to.
+    ForgetReference,
+    /// Collection forgets the last body of a segment.
+    DropSurvivor,
+    /// Collection copies what does not check out.
+    RewriteUnchecked,
+    /// A rewritten value file may lose its name.
+    SkipDirSyncOfValues,
+    /// A table refers to values that may not be durable.
+    ReferBeforeDurable,
+    /// Nobody keeps a value between its commit and its write.
+    ForgetFreshValue,
+    /// A rewritten value file is named in the manifest before its bytes are durable.
+    SkipSyncOfValues,
+    /// A file of which little is alive counts as dead.
+    CollectReferred,
+    /// The victims of a rewrite go before its edit is in force.
+    DeleteVictimsEarly,
+    /// A rewritten file serves the first of its segments alone.
+    MapFirstSegment,
+    /// A flush seals the segment that the next memtable begins in.
+    SealTooMuch,
+    /// A sealed segment loses its last bytes.
+    CutOffTooMuch,
+    /// Recovery takes replayed segments out of the log, and says nowhere what they are.
+    ForgetSeal,
+    /// Recovery takes what it could read for durable.
+    SealUnproven,
+    /// Replay points behind the first byte of the key.
+    PointerOff,
+    /// The cache takes the values at one position of all segments for one.
+    CacheByPositionOnly,
+    /// A stream gives what memory has before what it waits for.
+    OvertakeInStream,
+    /// A stream leaves out what it cannot read ahead.
+    SkipUnreadableValue,
 }
 
 /// Whether this is the bug of this process.

@@ -128,7 +128,8 @@ pub(crate) async fn run(ctx: &Context<'_>, version: &Version, choice: &Choice) -
         let check = |table: &TableMeta| bounds.admit(table, &moved);
         opened = output.complete(merged, check).await?;
     }
-    let bytes = |tables: &[Arc<Table>]| tables.iter().map(|t| t.meta().file_bytes).sum::<u64>();
+    let weight = |table: &Arc<Table>| table.meta().file_bytes + table.meta().referenced_bytes();
+    let bytes = |tables: &[Arc<Table>]| tables.iter().map(weight).sum::<u64>();
     let level = choice.output_level(bytes(&moved) + bytes(&opened));
     let level = u8::try_from(level).expect("levels are few");
     let mut edit = added(level, choice.output_run, &opened);

@@ -32,6 +32,9 @@ use policy::Shape;
 pub(crate) struct TableView<'a> {
     pub(crate) number: FileNumber,
     pub(crate) bytes: u64,
+    /// The bytes in the value log that it refers to: levels fill up with them too, so that what
+    /// newer entries hide is met in time.
+    pub(crate) referred: u64,
     pub(crate) tombstones: u64,
     pub(crate) smallest: &'a [u8],
     pub(crate) largest: &'a [u8],
@@ -45,8 +48,9 @@ pub(crate) struct RunView<'a> {
 }
 
 impl RunView<'_> {
+    /// What the run counts for in its level.
     pub(crate) fn bytes(&self) -> u64 {
-        self.tables.iter().map(|table| table.bytes).sum()
+        self.tables.iter().map(|table| table.bytes + table.referred).sum()
     }
 }
 
@@ -78,6 +82,7 @@ impl<'a> Tree<'a> {
                     TableView {
                         number: meta.number,
                         bytes: meta.file_bytes,
+                        referred: meta.referenced_bytes(),
                         tombstones: meta.tombstones,
                         smallest: &meta.smallest,
                         largest: &meta.largest,

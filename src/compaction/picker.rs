@@ -23,7 +23,7 @@
 use std::collections::BTreeSet;
 
 use crate::filename::FileNumber;
-use crate::version::{LEVEL_MAX, LEVELS, RunId};
+use crate::version::{LEVEL_MAX, RunId};
 
 use super::policy::Shape;
 use super::{Choice, OutputLevel, RunView, TableView, Tree};
@@ -62,7 +62,7 @@ pub(crate) fn pick_all(tree: &Tree<'_>, shape: &Shape) -> Option<Choice> {
     assert!(count > 0, "a tree with run {oldest} has no runs");
     let mut choice = choose(tree, shape, 0, count, OutputLevel::Sized { floor: 1 });
     choice.moved.clear();
-    choice.rewrite_bytes = (0..LEVELS).map(|level| tree.level_bytes(level)).sum();
+    choice.rewrite_bytes = tree.runs().flat_map(|(_, run)| &run.tables).map(|t| t.bytes).sum();
     Some(choice)
 }
 
@@ -142,10 +142,10 @@ fn choose(
     let bottommost = skipped + count == tree.runs().count();
     let bytes: u64 = inputs.iter().map(|(_, run)| run.bytes()).sum();
     let moved = movable(&inputs, shape.table_bytes, bottommost);
-    let moved_bytes: u64 = inputs
+    let rewrite_bytes: u64 = inputs
         .iter()
         .flat_map(|(_, run)| &run.tables)
-        .filter(|table| moved.contains(&table.number))
+        .filter(|table| !moved.contains(&table.number))
         .map(|table| table.bytes)
         .sum();
     let mut choice = Choice {
@@ -155,7 +155,7 @@ fn choose(
         bottommost,
         filter_bits_per_key: 0.0,
         moved: moved.into_iter().collect(),
-        rewrite_bytes: bytes - moved_bytes,
+        rewrite_bytes,
         shape: *shape,
     };
     let level = choice.output_level(bytes);

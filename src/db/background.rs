@@ -16,13 +16,12 @@ use futures::channel::mpsc::UnboundedReceiver;
 use futures::{FutureExt, StreamExt};
 use seerdb_io::{Fs, Lane, LockFile, Task};
 
-use super::stats::{LevelStats, Stats};
-use super::{Core, flush, log_task, merge_task, segments};
+use super::stats::{LevelStats, Stats, ValueFileStats, ValueLogStats};
+use super::{Core, collect, flush, log_task, merge_task, segments};
 use crate::error::{Error, ErrorKind, Result};
 use crate::filename::FileName;
-use crate::sstable::Table;
-use crate::version::Version;
 use crate::version::edit::VersionEdit;
+use crate::version::{Opened, Version};
 
 /// Starts the tasks of an open database; `trash` are the files that nothing refers to.
 pub(super) fn start(core: &Arc<Core>, trash: UnboundedReceiver<FileName>) {
@@ -32,6 +31,7 @@ pub(super) fn start(core: &Arc<Core>, trash: UnboundedReceiver<FileName>) {
         spawn(core, Lane::Flush, "segments", segments::run(core.clone())),
         spawn(core, Lane::Flush, "flush", flush::run(core.clone())),
         spawn(core, Lane::Compaction, "merge", merge_task::run(core.clone())),
+        spawn(core, Lane::Compaction, "collect", collect::run(core.clone())),
     ];
     core.tasks.lock().extend(tasks);
     let (fs, dir, lock) = (core.env.fs().clone(), core.dir.clone(), core.lock.lock().clone());
@@ -50,7 +50,7 @@ async fn log_and_note(core: Arc<Core>) {
     {
         return;
     }
-    if let Err(error) = core.apply(VersionEdit::default(), Vec::new(), |_| ()).await {
+    if let Err(error) = core.apply(VersionEdit::default(), Opened::default(), |_| ()).await {
         tracing::warn!(%error, "the end of the log could not be noted");
     }
 }
@@ -111,23 +111,26 @@ impl Core {
 
     /// Applies an edit to the manifest and hands the new version to `install` before any other
     /// edit is applied. A failure stops writing unless nothing was changed (invariant 3): then
-    /// the tables that the edit would have added are removed.
+    /// the files that the edit would have added are removed.
     pub(super) async fn apply(
         &self,
         mut edit: VersionEdit,
-        opened: Vec<Arc<Table>>,
+        opened: impl Into<Opened>,
         install: impl FnOnce(&Arc<Version>),
     ) -> Result<()> {
         // For free: what the log alone could not tell from a shorter one.
         edit.durable_seqno = Some(self.pipeline.durable());
-        let added: Vec<_> = opened.iter().map(|table| table.meta().number).collect();
+        let opened = opened.into();
+        let tables = opened.tables.iter().map(|table| FileName::Table(table.meta().number));
+        let values = opened.values.iter().map(|file| FileName::Values(file.number()));
+        let added: Vec<FileName> = tables.chain(values).collect();
         if let Err(error) = self.versions.apply(edit, opened, install).await {
             if self.versions.failure().is_some() {
                 self.pipeline.fail(&error);
                 self.flushed_event.notify(usize::MAX);
             } else {
-                for number in added {
-                    remove(self.env.fs(), &self.dir, FileName::Table(number)).await;
+                for name in added {
+                    remove(self.env.fs(), &self.dir, name).await;
                 }
             }
             return Err(error);
@@ -157,10 +160,12 @@ impl Core {
         });
         Stats {
             commits: metrics.commits.load(Relaxed),
+            user_bytes: metrics.user_bytes.load(Relaxed),
             visible_seqno: self.pipeline.visible(),
             durable_seqno: self.pipeline.durable(),
             log_groups: metrics.log_groups.load(Relaxed),
-            log_bytes: metrics.log_bytes.load(Relaxed),
+            log_bytes: self.pipeline.log_bytes() + self.segments.prepared_bytes(),
+            manifest_bytes: self.versions.manifest_bytes(),
             log_syncs: metrics.log_syncs.load(Relaxed),
             memtables: state.memtables.len(),
             memtable_bytes: state.memtables.iter().map(|m| m.bytes()).sum(),
@@ -175,6 +180,27 @@ impl Core {
             stalled_writes: self.throttle.waits(),
             snapshots: self.snapshots.count(),
             levels: levels.collect(),
+            value_log: self.value_stats(&state.version),
+        }
+    }
+
+    fn value_stats(&self, version: &Version) -> ValueLogStats {
+        use std::sync::atomic::Ordering::Relaxed;
+        let live = collect::live_by_segment(version);
+        let files = version.values().iter().map(|values| {
+            let view = collect::view(values, &live);
+            let segments = values.meta.segments().len();
+            let (number, bytes, live_bytes) = (view.number, values.meta.bytes, view.live);
+            ValueFileStats { number, segments, bytes, live_bytes }
+        });
+        let state = self.read_states.load();
+        ValueLogStats {
+            files: files.collect(),
+            open_bytes: state.memtables.iter().map(|m| m.referred_bytes() as u64).sum(),
+            hidden_bytes: self.accounts(version).hidden,
+            pinned_bytes: self.versions.pinned_bytes(),
+            rewrites: self.metrics.rewrites.load(Relaxed),
+            rewritten_bytes: self.metrics.rewritten_bytes.load(Relaxed),
         }
     }
 }

@@ -19,8 +19,8 @@
 //! 3. A memtable holds exactly the seqnos between two seals; seals happen under the same lock.
 //! 4. After a failure nothing is appended, published or sealed any more.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -31,13 +31,17 @@ use seerdb_io::{AlignedBuf, Clock};
 use super::publish::{Progress, Queue, Wakers};
 use super::signal::Signal;
 use super::state::ReadStates;
+use super::streams::{Next, Streams};
+use super::values::values_written;
 use crate::error::{Error, ErrorKind, Result};
-use crate::filename::FileNumber;
 use crate::key::{SEQNO_MAX, SeqNo};
+use crate::log::format::Stream;
 use crate::log::segment::Segment;
-use crate::log::writer::{Group, LogBuffer, Payload, segment_bytes_for};
-use crate::memtable::Memtable;
+use crate::log::writer::{Payload, segment_bytes_for};
+use crate::memtable::{Floor, Memtable};
 use crate::options::Durability;
+use crate::sstable::BlockCache;
+use crate::vlog::fresh::FreshValues;
 
 /// A group that has grown to this size is written without waiting for its time.
 pub(super) const GROUP_BYTES_MAX: usize = 1 << 20;
@@ -48,6 +52,12 @@ pub(crate) struct Pipeline {
     pub(super) progress: Progress,
     pub(super) grouped: bool,
     memtable_bytes: usize,
+    /// A memtable that refers to so many bytes is sealed: what it overwrites cannot be collected
+    /// before, and what it refers to is read again after a crash.
+    referred_bytes_max: AtomicUsize,
+    pub(super) fresh: Arc<FreshValues>,
+    /// Where values go when they are written; none when the page cache has them.
+    pub(super) written_values: Option<Arc<BlockCache>>,
     pub(super) buffered_delay: Duration,
     pub(super) clock: Clock,
     pub(super) read_states: Arc<ReadStates>,
@@ -64,21 +74,14 @@ pub(crate) struct Pipeline {
 }
 
 pub(super) struct State {
-    pub(super) log: LogBuffer,
-    /// Groups of segments that are closed but not yet written (grouped).
-    pub(super) groups: VecDeque<Group>,
-    /// Closed segments with records that no sync has covered (cached).
-    pub(super) unsynced: Vec<Arc<Segment>>,
-    next: Next,
-    /// The length that the next segment must have at least.
-    pub(super) wanted_bytes: u64,
+    pub(super) log: Streams,
     pub(super) pending: Queue,
     pub(super) active: Arc<Memtable>,
     /// The last seqno before the active memtable.
     pub(super) active_base: SeqNo,
     /// Somebody waits for this seqno to be durable.
     pub(super) sync_wanted: SeqNo,
-    /// The last seqno in groups that were taken.
+    /// The last seqno in units that were taken.
     pub(super) taken: SeqNo,
     /// When the oldest record of the group came that nobody waits for.
     pub(super) oldest_buffered: Option<Duration>,
@@ -89,19 +92,15 @@ pub(super) struct State {
     pub(super) spares: Vec<AlignedBuf>,
 }
 
-/// The segment after the active one.
-enum Next {
-    Wanted,
-    Ready(Arc<Segment>),
-    Failed(Error),
-}
-
 /// A commit that is in the log buffer.
 pub(crate) struct Ticket {
     id: u64,
     pub(crate) first_seqno: SeqNo,
     pub(crate) last_seqno: SeqNo,
     pub(crate) memtable: Arc<Memtable>,
+    /// The segment that the record is in, and where its payload stands there.
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) position: u64,
 }
 
 /// Why a commit is not in the log buffer.
@@ -119,6 +118,8 @@ pub(crate) struct Start {
     pub(crate) active: Arc<Memtable>,
     pub(crate) grouped: bool,
     pub(crate) memtable_bytes: usize,
+    pub(crate) fresh: Arc<FreshValues>,
+    pub(crate) cache: Arc<BlockCache>,
     pub(crate) buffered_delay: Duration,
     pub(crate) clock: Clock,
     pub(crate) read_states: Arc<ReadStates>,
@@ -128,11 +129,7 @@ impl Pipeline {
     pub(crate) fn new(start: Start) -> Self {
         let last = start.last_seqno;
         let state = State {
-            log: LogBuffer::new(start.segment, last),
-            groups: VecDeque::new(),
-            unsynced: Vec::new(),
-            next: Next::Wanted,
-            wanted_bytes: 0,
+            log: Streams::new(start.segment, last),
             pending: Queue::default(),
             active: start.active,
             active_base: last,
@@ -150,6 +147,9 @@ impl Pipeline {
             progress: Progress::new(last),
             grouped: start.grouped,
             memtable_bytes: start.memtable_bytes,
+            referred_bytes_max: AtomicUsize::new(usize::MAX),
+            fresh: start.fresh,
+            written_values: Some(start.cache).filter(|_| start.grouped),
             buffered_delay: start.buffered_delay,
             clock: start.clock,
             read_states: start.read_states,
@@ -174,12 +174,13 @@ impl Pipeline {
     /// Reserves seqnos and log space for a commit of `count` operations and copies its record.
     pub(crate) fn append(
         &self,
+        stream: Stream,
         payload: &Payload<'_>,
         count: u32,
         durability: Durability,
     ) -> std::result::Result<Ticket, Refused> {
         let mut state = self.state.lock();
-        let appended = self.append_locked(&mut state, payload, count, durability);
+        let appended = self.append_locked(&mut state, stream, payload, count, durability);
         let failed = state.failure.is_some();
         drop(state);
         match appended {
@@ -202,15 +203,19 @@ impl Pipeline {
     fn append_locked(
         &self,
         state: &mut State,
+        stream: Stream,
         payload: &Payload<'_>,
         count: u32,
         durability: Durability,
     ) -> std::result::Result<(Ticket, bool), Refused> {
         self.check_open(state).map_err(Refused::Error)?;
-        while !state.log.has_room(payload.bytes as usize) {
-            self.rotate_segment(state, payload.bytes as usize)?;
+        while !state.log.has_room(stream, payload.bytes as usize) {
+            self.rotate_segment(state, stream, payload.bytes as usize)?;
         }
-        if state.active.bytes() >= self.memtable_bytes {
+        // Order: a threshold that moves slowly, it orders nothing.
+        let referred_max = self.referred_bytes_max.load(Ordering::Relaxed);
+        let active = &state.active;
+        if active.bytes() >= self.memtable_bytes || active.referred_bytes() >= referred_max {
             self.seal_active(state);
         }
         let first_seqno = state.log.last_seqno() + 1;
@@ -222,7 +227,7 @@ impl Pipeline {
             true => state.log.last_seqno(),
             false => self.durable(),
         };
-        state.log.append(payload, count, durable);
+        let (segment, position) = state.log.append(stream, payload, count, durable);
         let last_seqno = state.log.last_seqno();
         let id = state.pending.push(last_seqno, durability);
         let memtable = state.active.clone();
@@ -230,7 +235,7 @@ impl Pipeline {
         if planted!(SeeBeforeDurable) {
             self.progress.show_early(last_seqno);
         }
-        Ok((Ticket { id, first_seqno, last_seqno, memtable }, wake))
+        Ok((Ticket { id, first_seqno, last_seqno, memtable, segment, position }, wake))
     }
 
     /// Sees to it that the record just appended is written in time; whether to wake the log task.
@@ -260,10 +265,29 @@ impl Pipeline {
 
     pub(super) fn write_cached(&self, state: &mut State) -> Result<()> {
         state.oldest_buffered = None;
-        state.log.write_cached().map_err(|cause| {
-            self.fail_locked(state, &cause);
-            indeterminate(&cause)
-        })
+        match state.log.write_cached() {
+            Ok(()) => {
+                values_written(&self.fresh, state.log.last_seqno(), None);
+                Ok(())
+            }
+            Err(cause) => Err(self.write_failed(state, &cause)),
+        }
+    }
+
+    /// What was written to the log since the open, in bytes.
+    pub(crate) fn log_bytes(&self) -> u64 {
+        self.state.lock().log.written_bytes()
+    }
+
+    /// Has memtables sealed that refer to this many bytes of the value log.
+    pub(crate) fn limit_referred_bytes(&self, bytes: usize) {
+        self.referred_bytes_max.store(bytes, Ordering::Relaxed);
+    }
+
+    /// The kernel has refused what stood in the log buffer: writing ends.
+    fn write_failed(&self, state: &mut State, cause: &Error) -> Error {
+        self.fail_locked(state, cause);
+        indeterminate(cause)
     }
 
     pub(super) fn signal_log(&self) {
@@ -282,11 +306,13 @@ impl Pipeline {
     fn rotate_segment(
         &self,
         state: &mut State,
+        stream: Stream,
         payload_bytes: usize,
     ) -> std::result::Result<(), Refused> {
-        state.wanted_bytes = segment_bytes_for(payload_bytes);
-        match std::mem::replace(&mut state.next, Next::Wanted) {
-            Next::Wanted => {
+        let lane = state.log.lane(stream);
+        lane.wanted_bytes = segment_bytes_for(payload_bytes);
+        match std::mem::replace(&mut lane.next, Next::Wanted) {
+            Next::Unwanted | Next::Wanted => {
                 let listener = self.segment_event.listen();
                 self.prepare_event.notify(1);
                 Err(Refused::NoSegment(listener))
@@ -298,20 +324,12 @@ impl Pipeline {
                 Err(Refused::Error(error))
             }
             Next::Ready(segment) => {
-                if self.grouped {
-                    let spare = state.spares.pop().unwrap_or_default();
-                    if let Some(group) = state.log.take_group(spare) {
-                        state.taken = group.last_seqno;
-                        state.oldest_buffered = None;
-                        state.groups.push_back(group);
-                    }
-                } else {
-                    self.write_cached(state).map_err(Refused::Error)?;
+                let State { log, spares, .. } = state;
+                let rotated = log.rotate(stream, segment, self.grouped, spares);
+                if rotated.map_err(|cause| Refused::Error(self.write_failed(state, &cause)))? {
+                    state.taken = state.log.last_seqno();
                 }
-                let closed = state.log.rotate(segment);
-                if !self.grouped && !planted!(ForgetClosedSegment) {
-                    state.unsynced.push(closed);
-                }
+                state.oldest_buffered = None;
                 self.prepare_event.notify(1);
                 self.signal_log();
                 Ok(())
@@ -319,17 +337,29 @@ impl Pipeline {
         }
     }
 
-    /// The length of the segment to prepare next, if one is wanted now.
-    pub(crate) fn segment_wanted(&self) -> Option<u64> {
-        let state = self.state.lock();
-        let wanted = matches!(state.next, Next::Wanted | Next::Failed(_));
-        (wanted && state.failure.is_none() && !state.closing).then_some(state.wanted_bytes)
+    /// The stream and the length of the segment to prepare next, if one is wanted now.
+    pub(crate) fn segment_wanted(&self) -> Option<(Stream, u64)> {
+        let mut state = self.state.lock();
+        if state.failure.is_some() || state.closing {
+            return None;
+        }
+        // One that failed is tried again, but holds no other up.
+        let mut again = None;
+        for stream in [Stream::Wal, Stream::Values] {
+            let lane = state.log.lane(stream);
+            match lane.next {
+                Next::Wanted => return Some((stream, lane.wanted_bytes)),
+                Next::Failed(_) => again = Some((stream, lane.wanted_bytes)),
+                Next::Unwanted | Next::Ready(_) => {}
+            }
+        }
+        again
     }
 
     /// The segment is prepared, or could not be.
-    pub(crate) fn segment_prepared(&self, outcome: Result<Arc<Segment>>) {
+    pub(crate) fn segment_prepared(&self, stream: Stream, outcome: Result<Arc<Segment>>) {
         let mut state = self.state.lock();
-        state.next = match outcome {
+        state.log.lane(stream).next = match outcome {
             Ok(segment) => Next::Ready(segment),
             // Nobody to tell: who comes later shall not be refused for what may be over by then.
             Err(_) if self.segment_event.total_listeners() == 0 => Next::Wanted,
@@ -359,7 +389,7 @@ impl Pipeline {
         assert!(last > state.active_base, "an empty memtable is never sealed");
         state.active.seal(last - u64::from(planted!(SealTooLow)));
         state.active_base = last;
-        let fresh = Arc::new(state.active.follower(state.log.segment().id.number));
+        let fresh = Arc::new(state.active.follower(state.log.first_segments()));
         state.active = fresh.clone();
         self.read_states.seal(fresh);
         self.sealed_event.notify(usize::MAX);
@@ -442,6 +472,15 @@ impl Pipeline {
         self.state.lock().failure.clone()
     }
 
+    /// The error for a reader that does not find what the commit `seqno` wrote: the log's own
+    /// failure, when that has lost it.
+    pub(crate) fn explain_loss(&self, seqno: SeqNo, error: Error) -> Error {
+        match self.failure() {
+            Some(failure) if error.is_corruption() && seqno > self.durable() => failure,
+            _ => error,
+        }
+    }
+
     /// Resolves when `visible` has reached `seqno`.
     pub(crate) async fn wait_visible(&self, seqno: SeqNo) -> Result<()> {
         self.wait_progress(|| self.visible() >= seqno).await
@@ -476,8 +515,8 @@ impl Pipeline {
     }
 
     /// Forgets closed segments below `first_live`: their records are in tables.
-    pub(crate) fn retire_segments(&self, first_live: FileNumber) {
-        self.state.lock().unsynced.retain(|s| s.id.number >= first_live);
+    pub(crate) fn retire_segments(&self, first_live: Floor) {
+        self.state.lock().log.retire(first_live);
     }
 }
 
@@ -506,24 +545,28 @@ mod tests {
     fn beyond_the_last_seqno_nothing_is_taken() {
         let env = Env::new(&EnvOptions::default()).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let plan = Plan { number: 1, bytes: 1 << 16, direct: false, recycled: None };
-        let active = Arc::new(Memtable::new(1));
+        let plan =
+            Plan { stream: Stream::Wal, number: 1, bytes: 1 << 16, direct: false, recycled: None };
+        let active = Arc::new(Memtable::new(Floor { wal: 1, values: 0 }));
         let pipeline = Pipeline::new(Start {
             segment: Arc::new(block_on(prepare(&env, dir.path(), plan)).unwrap()),
             last_seqno: SEQNO_MAX - 3,
             active: active.clone(),
             grouped: false,
             memtable_bytes: 1 << 20,
+            fresh: Arc::default(),
+            cache: Arc::new(BlockCache::new(0)),
             buffered_delay: Duration::ZERO,
             clock: env.clock().clone(),
             read_states: Arc::new(ReadStates::new(active, Arc::default())),
         });
         let payload = Payload { parts: &[b"op"], bytes: 2, crc: crc32c(b"op") };
-        let append = |count| match pipeline.append(&payload, count, Durability::Buffered) {
-            Ok(ticket) => Ok(ticket.last_seqno),
-            Err(Refused::Error(error)) => Err(error.kind()),
-            Err(Refused::NoSegment(_)) => panic!("the segment has room"),
-        };
+        let append =
+            |count| match pipeline.append(Stream::Wal, &payload, count, Durability::Buffered) {
+                Ok(ticket) => Ok(ticket.last_seqno),
+                Err(Refused::Error(error)) => Err(error.kind()),
+                Err(Refused::NoSegment(_)) => panic!("the segment has room"),
+            };
         assert_eq!(append(3), Err(ErrorKind::FailStop), "a batch is refused whole");
         assert_eq!(append(2), Ok(SEQNO_MAX - 1));
         assert_eq!(append(1), Err(ErrorKind::FailStop));

@@ -4,7 +4,9 @@
 //! 1. Memtables are flushed in their order; one at a time.
 //! 2. A flush begins when every seqno of its memtable is visible: nothing that could still turn
 //!    out not to be durable enters a table.
-//! 3. WAL segments leave the manifest in the edit that brings the table, and never earlier.
+//! 3. Log segments leave the log in the edit that brings the table, and never earlier: those of
+//!    the WAL for good, those of the value log to be read only. What a table refers to is durable
+//!    before its edit is.
 //! 4. A flush that fails changed nothing; it is repeated with a pause, under new file numbers.
 //!    While the disk is full, writes that would have to wait are refused with `NoSpace`.
 
@@ -18,11 +20,13 @@ use super::background::remove;
 use super::{Core, stats};
 use crate::compaction::job::{self, Outcome};
 use crate::error::{Error, ErrorKind, Result};
-use crate::filename::FileName;
 use crate::iter::Direction;
 use crate::key::SeqNo;
+use crate::log::format::Stream;
+use crate::log::segment::Segment;
 use crate::memtable::{MemSource, Memtable};
 use crate::version::edit::VersionEdit;
+use crate::vlog::{Kind, ValuesMeta};
 
 /// With this many runs in level 0, flushes wait for merges: reads would look at too many runs.
 const RUNS_MAX: usize = 24;
@@ -79,7 +83,11 @@ pub(super) async fn run(core: Arc<Core>) {
 
 async fn flush(core: &Arc<Core>, memtable: &Arc<Memtable>, next: &Arc<Memtable>) -> Result<()> {
     core.pipeline.wait_visible(memtable.last_seqno()).await?;
+    if memtable.referred_bytes() > 0 && !planted!(ReferBeforeDurable) {
+        core.pipeline.wait_durable(memtable.last_seqno()).await?;
+    }
     core.wait_for_merges().await?;
+    core.wait_for_collection().await?;
     let span = tracing::debug_span!("flush", entries = memtable.entries());
     let total = memtable.bytes();
     let released = AtomicUsize::new(0);
@@ -113,15 +121,24 @@ async fn install(
     next: &Arc<Memtable>,
     outcome: Outcome,
 ) -> Result<()> {
-    let first_live = next.first_wal() + u64::from(planted!(RetireTooMuch));
+    let mut first_live = next.first_segments();
+    if planted!(RetireTooMuch) {
+        first_live.wal += 1;
+    }
+    if planted!(SealTooMuch) {
+        first_live.values += 1;
+    }
     let bytes: u64 = outcome.opened.iter().map(|t| t.meta().file_bytes).sum();
+    let closed = core.segments.below(first_live);
     if planted!(DeleteLogEarly) {
-        for number in core.segments.below(first_live) {
-            remove(core.env.fs(), &core.dir, FileName::Wal(number)).await;
+        for segment in &closed {
+            remove(core.env.fs(), &core.dir, segment.stream.file_name(segment.id.number)).await;
         }
     }
+    let sealed: Vec<_> = closed.iter().filter(|s| s.stream == Stream::Values).collect();
     let edit = VersionEdit {
-        wals_removed: core.segments.below(first_live),
+        segments_removed: closed.iter().map(|segment| segment.id.number).collect(),
+        values_added: sealed.iter().map(|segment| sealed_meta(segment)).collect(),
         flushed_seqno: Some(memtable.last_seqno() + u64::from(planted!(FlushedSeqnoTooHigh))),
         ..outcome.edit
     };
@@ -132,10 +149,32 @@ async fn install(
     stats::add(&core.metrics.flushes, 1);
     stats::add(&core.metrics.flushed_bytes, bytes);
     core.pipeline.retire_segments(first_live);
-    for number in core.segments.retire(first_live) {
-        remove(core.env.fs(), &core.dir, FileName::Wal(number)).await;
+    for name in core.segments.retire(first_live) {
+        remove(core.env.fs(), &core.dir, name).await;
+    }
+    for segment in sealed {
+        cut_off(segment).await;
     }
     Ok(())
+}
+
+/// What the manifest says about a segment of the value log that is complete.
+fn sealed_meta(segment: &Segment) -> ValuesMeta {
+    let bytes = segment.end.load(Ordering::Relaxed);
+    ValuesMeta { number: segment.id.number, bytes, kind: Kind::Segment { salt: segment.id.salt } }
+}
+
+/// Gives back what a sealed segment did not need of its length.
+async fn cut_off(segment: &Segment) {
+    let mut bytes = segment.end.load(Ordering::Relaxed);
+    if planted!(CutOffTooMuch) {
+        bytes -= bytes / 16;
+    }
+    if bytes < segment.bytes
+        && let Err(error) = segment.file.set_len(bytes).await
+    {
+        tracing::warn!(%error, "the unused end of a segment stays");
+    }
 }
 
 impl Core {
@@ -150,6 +189,15 @@ impl Core {
     /// Waits while level 0 has too many runs.
     async fn wait_for_merges(&self) -> Result<()> {
         let runs_max = RUNS_MAX.max(self.settings.runs_per_level + RUNS_ABOVE);
+        self.wait_while(|| {
+            let runs = self.versions.current().levels().first().map_or(0, |l| l.runs.len());
+            runs >= runs_max && self.merge_error.lock().is_none()
+        })
+        .await
+    }
+
+    /// Waits as long as `holds`, which changes with versions, or until nothing will change.
+    pub(super) async fn wait_while(&self, holds: impl Fn() -> bool) -> Result<()> {
         loop {
             let listener = self.version_event.listen();
             let stopped = self.pipeline.progress_event.listen();
@@ -157,8 +205,7 @@ impl Core {
             if let Some(failure) = self.pipeline.failure() {
                 return Err(failure);
             }
-            let runs = self.versions.current().levels().first().map_or(0, |l| l.runs.len());
-            if runs < runs_max || self.merge_error.lock().is_some() {
+            if !holds() {
                 return Ok(());
             }
             select(listener, stopped).await;

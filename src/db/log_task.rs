@@ -1,7 +1,7 @@
 //! The log task: writes and syncs what the commit pipeline has framed, on the log lane.
 //!
 //! Invariants:
-//! 1. At most two group writes are in flight; they are acknowledged in the order of the log,
+//! 1. At most two units are in flight; they are acknowledged in the order of the log,
 //!    whatever order they complete in. Syncs go one at a time.
 //! 2. A failed write or sync is never repeated: the pipeline fails.
 //! 3. When the pipeline is closed, everything in the log is durable, a mark says so, and the task
@@ -12,21 +12,24 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, join_all};
 use futures::stream::{FuturesOrdered, StreamExt};
 use seerdb_io::{AlignedBuf, Clock};
+use smallvec::SmallVec;
 
 use super::commit::Pipeline;
 use super::log_work::Work;
 use super::stats::Metrics;
+use super::streams::Unit;
 use crate::error::Result;
 use crate::key::SeqNo;
+use crate::log::segment::Segment;
 use crate::log::writer::Group;
 
 struct Done {
     seqno: SeqNo,
     result: Result<()>,
-    buf: Option<AlignedBuf>,
+    bufs: SmallVec<[AlignedBuf; 2]>,
 }
 
 /// Runs until the pipeline is closed or has failed.
@@ -40,9 +43,9 @@ pub(crate) async fn run(pipeline: Arc<Pipeline>, clock: Clock, metrics: Arc<Metr
                 return;
             }
             Work::Exit => None,
-            Work::Write(group) => {
-                metrics.log_group(group.buf.len());
-                in_flight.push_back(Box::pin(write_group(group)));
+            Work::Write(unit) => {
+                metrics.log_group();
+                in_flight.push_back(Box::pin(write_unit(unit)));
                 // A first poll starts the write; the next group is built meanwhile.
                 if let Some(done) = Now(in_flight.next()).await.flatten() {
                     finish(&pipeline, done);
@@ -51,22 +54,7 @@ pub(crate) async fn run(pipeline: Arc<Pipeline>, clock: Clock, metrics: Arc<Metr
             }
             Work::Sync(segments, seqno) => {
                 metrics.log_sync();
-                in_flight.push_back(Box::pin(async move {
-                    let mut result = Ok(());
-                    for segment in segments {
-                        if planted!(AckBeforeSyncOfSegment) {
-                            break;
-                        }
-                        if planted!(RetryFailedSync) && segment.file.sync_data().await.is_err() {
-                            tracing::warn!("a sync failed and is repeated");
-                        }
-                        if let Err(e) = segment.file.sync_data().await {
-                            result = Err(e.into());
-                            break;
-                        }
-                    }
-                    Done { seqno, result, buf: None }
-                }));
+                in_flight.push_back(Box::pin(sync_all(pipeline.clone(), segments, seqno)));
                 None
             }
             Work::Sleep(deadline) => deadline,
@@ -90,7 +78,42 @@ pub(crate) async fn run(pipeline: Arc<Pipeline>, clock: Clock, metrics: Arc<Metr
     }
 }
 
-async fn write_group(group: Group) -> Done {
+/// Syncs segments side by side. A failure is told at once and not when the slowest sync is done:
+/// readers may miss before that what it has taken from the page cache.
+async fn sync_all(pipeline: Arc<Pipeline>, segments: Vec<Arc<Segment>>, seqno: SeqNo) -> Done {
+    let syncs = segments.iter().map(async |segment| {
+        let synced = sync(segment).await;
+        synced.inspect_err(|cause| {
+            if !planted!(IgnoreFailedLogWrite) {
+                pipeline.fail(cause);
+            }
+        })
+    });
+    let result = join_all(syncs).await.into_iter().collect();
+    Done { seqno, result, bufs: SmallVec::new() }
+}
+
+async fn sync(segment: &Segment) -> Result<()> {
+    if planted!(AckBeforeSyncOfSegment) {
+        return Ok(());
+    }
+    if planted!(RetryFailedSync) && segment.file.sync_data().await.is_err() {
+        tracing::warn!("a sync failed and is repeated");
+    }
+    Ok(segment.file.sync_data().await?)
+}
+
+/// Writes the groups of a unit side by side.
+async fn write_unit(unit: Unit) -> Done {
+    let mut done = Done { seqno: unit.last_seqno, result: Ok(()), bufs: SmallVec::new() };
+    for (result, buf) in join_all(unit.groups.into_iter().map(write_group)).await {
+        done.result = done.result.and(result);
+        done.bufs.push(buf);
+    }
+    done
+}
+
+async fn write_group(group: Group) -> (Result<()>, AlignedBuf) {
     let file = group.segment.file.clone();
     let (mut written, buf) = match planted!(AckBeforeSyncOfGroup) {
         true => file.write_at(group.buf, group.position).await,
@@ -99,14 +122,13 @@ async fn write_group(group: Group) -> Done {
     if planted!(RetryFailedSync) && written.is_err() {
         written = file.sync_data().await.map(|()| 0);
     }
-    let result = written.map(drop).map_err(Into::into);
-    Done { seqno: group.last_seqno, result, buf: Some(buf) }
+    (written.map(drop).map_err(Into::into), buf)
 }
 
 fn finish(pipeline: &Pipeline, done: Done) {
     match done.result {
-        Ok(()) => pipeline.made_durable(done.seqno, done.buf),
-        Err(_) if planted!(IgnoreFailedLogWrite) => pipeline.made_durable(done.seqno, done.buf),
+        Ok(()) => pipeline.made_durable(done.seqno, done.bufs),
+        Err(_) if planted!(IgnoreFailedLogWrite) => pipeline.made_durable(done.seqno, done.bufs),
         Err(cause) => pipeline.fail(&cause),
     }
 }

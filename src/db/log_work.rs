@@ -1,7 +1,7 @@
 //! What the log task has to do next: the part of the commit pipeline that runs on the log lane.
 //!
 //! Invariants:
-//! 1. A group is taken when somebody waits for it, when its oldest buffered record is due, when it
+//! 1. A unit is taken when somebody waits for it, when its oldest buffered record is due, when it
 //!    is large, or when the log closes; a lone commit waits for no timer.
 //! 2. When the log has been idle for [`MARK_DELAY`] and the last sync is not yet told by a record,
 //!    a mark tells it. The sync of a mark asks for no further mark.
@@ -12,13 +12,15 @@ use std::task::Waker;
 use std::time::Duration;
 
 use seerdb_io::AlignedBuf;
+use smallvec::SmallVec;
 
 use super::commit::{GROUP_BYTES_MAX, Pipeline, State};
 use super::publish::Wakers;
+use super::streams::Unit;
+use super::values::values_written;
 use crate::error::Error;
 use crate::key::SeqNo;
 use crate::log::segment::Segment;
-use crate::log::writer::Group;
 
 /// Buffers above this size are not kept for the next group.
 const SPARE_BYTES_MAX: usize = 4 << 20;
@@ -29,9 +31,9 @@ const MARK_DELAY: Duration = Duration::from_millis(5);
 
 /// What the log task has to do.
 pub(crate) enum Work {
-    /// Write a group durably.
-    Write(Group),
-    /// Sync segments; then everything up to the seqno is durable.
+    /// Write a unit durably.
+    Write(Unit),
+    /// Sync segments, side by side; then everything up to the seqno is durable.
     Sync(Vec<Arc<Segment>>, SeqNo),
     /// Sleep, until the given time if there is one.
     Sleep(Option<Duration>),
@@ -91,8 +93,9 @@ impl Pipeline {
         if in_flight >= IN_FLIGHT_MAX {
             return Work::Sleep(None);
         }
-        if let Some(group) = state.groups.pop_front() {
-            return Work::Write(group);
+        if state.log.has_unit() {
+            let unit = state.log.take_unit(&mut state.spares);
+            return Work::Write(unit.expect("it was there"));
         }
         if !self.group_due(state, now) {
             if !state.log.is_empty() || in_flight > 0 {
@@ -103,10 +106,9 @@ impl Pipeline {
             }
         }
         state.oldest_buffered = None;
-        let spare = state.spares.pop().unwrap_or_default();
-        let group = state.log.take_group(spare).expect("a group that is due has a record");
-        state.taken = group.last_seqno;
-        Work::Write(group)
+        let unit = state.log.take_unit(&mut state.spares).expect("what is due has a record");
+        state.taken = unit.last_seqno;
+        Work::Write(unit)
     }
 
     fn next_sync(&self, state: &mut State, in_flight: usize, now: Duration) -> Work {
@@ -127,21 +129,19 @@ impl Pipeline {
                 return Work::Exit;
             }
             // The sync of a mark proves nothing new: counting it would ask for another mark.
-            return Work::Sync(vec![state.log.segment().clone()], self.durable());
+            return Work::Sync(state.log.take_unsynced(), self.durable());
         }
         state.log.pad(self.durable());
         if self.write_cached(state).is_err() {
             return Work::Exit;
         }
-        let mut segments = std::mem::take(&mut state.unsynced);
-        segments.push(state.log.segment().clone());
         state.taken = state.log.last_seqno();
-        Work::Sync(segments, state.taken)
+        Work::Sync(state.log.take_unsynced(), state.taken)
     }
 
-    /// The group or sync that ends with `seqno` has succeeded: everything up to it is durable,
-    /// unless one before it has failed. `buf` may serve again.
-    pub(crate) fn made_durable(&self, seqno: SeqNo, buf: Option<AlignedBuf>) {
+    /// The unit or sync that ends with `seqno` has succeeded: everything up to it is durable,
+    /// unless one before it has failed. `bufs` may serve again.
+    pub(crate) fn made_durable(&self, seqno: SeqNo, bufs: SmallVec<[AlignedBuf; 2]>) {
         let mut wakers = Wakers::new();
         let mut state = self.state.lock();
         let seqno = if planted!(DurableTooEarly) { state.log.last_seqno() } else { seqno };
@@ -151,11 +151,10 @@ impl Pipeline {
         if self.progress.made_durable(seqno) {
             state.durable_at = self.clock.now();
         }
-        if let Some(buf) = buf.filter(|b| b.capacity() <= SPARE_BYTES_MAX) {
-            state.spares.push(buf);
-        }
+        state.spares.extend(bufs.into_iter().filter(|b| b.capacity() <= SPARE_BYTES_MAX));
         self.publish(&mut state, &mut wakers);
         drop(state);
+        values_written(&self.fresh, seqno, self.written_values.as_deref());
         self.progress_event.notify(usize::MAX);
         wakers.into_iter().for_each(Waker::wake);
     }

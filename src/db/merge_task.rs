@@ -12,10 +12,12 @@ use std::time::Duration;
 use futures::channel::oneshot;
 
 use super::{Core, stats};
+use crate::compaction::job::Outcome;
 use crate::compaction::policy::Shape;
 use crate::compaction::{Choice, Tree, job, picker};
 use crate::error::{Error, Result};
 use crate::filename::FileName;
+use crate::sstable::Table;
 use crate::version::Version;
 
 const RETRY_MIN: Duration = Duration::from_millis(50);
@@ -62,7 +64,10 @@ pub(super) async fn run(core: Arc<Core>) {
         let requests = std::mem::take(&mut *core.compact_requests.lock());
         let (tree, shape) = (Tree::of(&version), core.shape());
         let choice = match requests.is_empty() {
-            true => picker::pick(&tree, &shape),
+            true => picker::pick(&tree, &shape).or_else(|| {
+                let hides = tree.runs().count() > 1 && core.hides_too_much(&version);
+                hides.then(|| picker::pick_all(&tree, &shape)).flatten()
+            }),
             false => picker::pick_all(&tree, &shape),
         };
         let Some(choice) = choice else {
@@ -108,6 +113,7 @@ async fn merge(core: &Arc<Core>, version: &Arc<Version>, choice: Choice) -> Resu
             super::background::remove(core.env.fs(), &core.dir, FileName::Table(*number)).await;
         }
     }
+    learn_overwritten(core, version, &choice, &outcome);
     core.apply(outcome.edit, outcome.opened, |version| {
         core.read_states.install(version.clone(), None);
     })
@@ -116,6 +122,22 @@ async fn merge(core: &Arc<Core>, version: &Arc<Version>, choice: Choice) -> Resu
     stats::add(&core.metrics.compacted_bytes, bytes);
     tracing::debug!(bytes, "merge ended");
     Ok(())
+}
+
+/// Learns from a merge into the last run how much of what came was there already.
+fn learn_overwritten(core: &Core, version: &Version, choice: &Choice, outcome: &Outcome) {
+    if !choice.bottommost {
+        return;
+    }
+    let runs = version.runs().filter(|run| choice.inputs.iter().any(|(_, id)| *id == run.id));
+    let referred: Vec<u64> = runs
+        .map(|run| run.tables.iter().map(|table| table.meta().referenced_bytes()).sum())
+        .collect();
+    let (Some(last), taken) = (referred.last(), referred.iter().sum::<u64>()) else { return };
+    let is_moved = |table: &&Arc<Table>| choice.moved.binary_search(&table.meta().number).is_ok();
+    let moved: u64 = version.tables().filter(is_moved).map(|t| t.meta().referenced_bytes()).sum();
+    let written: u64 = outcome.opened.iter().map(|table| table.meta().referenced_bytes()).sum();
+    core.overwritten.learn(taken - last, taken.saturating_sub(moved + written));
 }
 
 impl Core {

@@ -6,8 +6,10 @@
 //! 2. The directory stays locked until the last background task has ended.
 
 mod background;
+mod collect;
 mod commit;
 mod flush;
+mod keys;
 mod log_task;
 mod log_work;
 mod merge_task;
@@ -20,7 +22,9 @@ mod snapshot;
 mod state;
 mod stats;
 mod stream;
+mod streams;
 mod throttle;
+mod values;
 mod write;
 
 use std::ops::Bound;
@@ -39,15 +43,18 @@ use crate::range::KeyRange;
 use crate::snapshot::Registry;
 use crate::sstable::BlockCache;
 use crate::version::set::VersionSet;
+use crate::vlog::bodies;
+use collect::Overwritten;
 use commit::Pipeline;
 use segments::Segments;
 use state::ReadStates;
 use stats::Metrics;
 use throttle::Throttle;
 
+pub use keys::{KeyStream, SizeStream};
 pub use read::{Get, GetFuture};
 pub use snapshot::Snapshot;
-pub use stats::{LevelStats, Pressure, Stats};
+pub use stats::{LevelStats, Pressure, Stats, ValueFileStats, ValueLogStats};
 pub use stream::RangeStream;
 pub use write::{Batch, BatchCommit, IntoValue, Write, WriteFuture};
 
@@ -94,6 +101,9 @@ pub(crate) struct Core {
     pub(crate) throttle: Arc<Throttle>,
     pub(crate) metrics: Arc<Metrics>,
     segments: Segments,
+    overwritten: Overwritten,
+    /// The value log is beyond its bound, and collection is at work on it: flushes wait.
+    is_overfull: AtomicBool,
     closed: AtomicBool,
     /// A memtable was flushed, or its flush failed.
     flushed_event: Event,
@@ -341,8 +351,9 @@ impl DB {
         if is_stored { merge_task::request(self.core()).await } else { Ok(()) }
     }
 
-    /// Reads every table from disk and checks every byte of it against its checksums, and its
-    /// entries against what the manifest says of them. Reads and writes go on meanwhile.
+    /// Reads every table from disk and checks every byte of it against its checksums, its entries
+    /// against what the manifest says of them, and every value in the value log that it refers to.
+    /// Reads and writes go on meanwhile.
     ///
     /// # Errors
     ///
@@ -352,12 +363,20 @@ impl DB {
     ///
     /// Dropping the future ends the reading.
     pub async fn verify(&self) -> Result<()> {
-        let version = self.core().versions.current();
+        let core = self.core();
+        let version = core.versions.current();
         for table in version.tables() {
-            self.core().check_open()?;
+            core.check_open()?;
             table.verify().await?;
+            for reference in &table.meta().references {
+                core.check_open()?;
+                let listed = table.bodies(reference).await?;
+                let file = version.value_file(reference.segment);
+                let file = file.expect("a version has all files that its tables refer to");
+                bodies::verify(file, reference.segment, &listed).await?;
+            }
         }
-        self.core().check_open()
+        core.check_open()
     }
 
     /// Closes the database for all handles: what is in the log becomes durable, background work

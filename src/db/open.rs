@@ -7,19 +7,23 @@
 //!    a torn tail is decided once, and new records never follow it.
 //! 3. Memory during the replay stays within one memtable and one record.
 
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use bytes::Bytes;
 use event_listener::Event;
+use futures::FutureExt;
 use futures::channel::mpsc::{self, UnboundedReceiver};
-use futures::future::{Either, select};
+use futures::future::{Either, ready, select};
 use parking_lot::Mutex;
 use seerdb_io::{Env, EnvOptions, LockFile};
 
 use super::background;
+use super::collect::{Overwritten, survivors};
 use super::commit::{Pipeline, Start};
 use super::segments::{self, Segments, naming};
 use super::state::ReadStates;
@@ -32,17 +36,23 @@ use crate::compaction::policy::Shape;
 use crate::error::{Error, ErrorKind, Result};
 use crate::filename::{FileName, FileNumber};
 use crate::iter::Direction;
-use crate::key::{SeqNo, Trailer};
-use crate::log::replay::{self, Known, Replayed, SegmentRef};
+use crate::key::{KeyBuf, SeqNo, Trailer, ValueKind};
+use crate::log::format::Stream;
+use crate::log::reader::SegmentRef;
+use crate::log::replay::{self, Known, Origin, Replayed};
 use crate::log::segment::Segment;
-use crate::memtable::{MemSource, Memtable};
+use crate::memtable::{Floor, MemSource, Memtable};
 use crate::options::{DBOptions, Durability, Settings};
+use crate::pointer::Pointer;
 use crate::record::{FileId, Header};
 use crate::snapshot::Registry;
 use crate::sstable::{BlockCache, Table, TableMeta};
-use crate::version::RunId;
-use crate::version::edit::VersionEdit;
+use crate::version::edit::{SegmentName, VersionEdit};
 use crate::version::set::{Recovered, VersionSet};
+use crate::version::{Opened, RunId};
+use crate::vlog::file::ValueFile;
+use crate::vlog::rewrite::{self, Rewrite};
+use crate::vlog::{Kind, ValuesMeta};
 
 impl DBOptions {
     /// Opens the database in the directory `path`. The options may be used again.
@@ -140,7 +150,9 @@ async fn recover(env: &Env, dir: &Path, settings: &Settings) -> Result<Disk> {
     let mut replayer = Replayer::new(env, dir, settings, &versions);
     let replayed = replay_log(env, dir, &versions, &recovered, &mut replayer).await?;
     replayer.flush().await?;
-    let (tables_added, opened) = (replayer.added, replayer.opened);
+    let is_proven = replayed.last_seqno <= recovered.durable_seqno;
+    let sealed = seal(&replayer, &recovered, is_proven).await?;
+    let (tables_added, tables) = (replayer.added, replayer.opened);
     tracing::info!(
         created = recovered.created,
         commits = replayed.commits,
@@ -152,18 +164,65 @@ async fn recover(env: &Env, dir: &Path, settings: &Settings) -> Result<Disk> {
     let segment = segments::first(env, dir, &segments, versions.new_file_number()).await?;
     let edit = VersionEdit {
         tables_added,
-        wals_added: vec![naming(&segment)],
-        wals_removed: match planted!(KeepReplayedSegments) {
+        segments_added: vec![naming(&segment)],
+        segments_removed: match planted!(KeepReplayedSegments) {
             true => Vec::new(),
-            false => recovered.wals.iter().map(|wal| wal.number).collect(),
+            false => recovered.segments.iter().map(|named| named.number).collect(),
         },
+        values_added: sealed.metas,
         flushed_seqno: Some(replayed.last_seqno),
         ..VersionEdit::default()
     };
-    versions.apply(edit, opened, |_| ()).await?;
+    versions.apply(edit, Opened { tables, values: sealed.opened }, |_| ()).await?;
     versions.remove_orphans(&[segment.id.number]).await?;
     let last_seqno = replayed.last_seqno.saturating_sub(u64::from(planted!(SeqnoUsedAgain)));
     Ok(Disk { versions, segments, segment, last_seqno, trash: trash_receiver })
+}
+
+/// Takes the replayed segments of the value log out of the log: as they are, if all in them is
+/// known to be durable, else what tables refer to is copied from them into a new file.
+///
+/// A sync would not do: after one that failed, the page cache shows what is not on the device and
+/// calls it clean. Nor would writing it again in its place, next to what others call durable.
+async fn seal(replayer: &Replayer<'_>, recovered: &Recovered, is_proven: bool) -> Result<Sealed> {
+    let (env, dir, versions) = (replayer.env, replayer.dir, replayer.versions);
+    let version = versions.current();
+    let tables = || version.tables().chain(&replayer.opened);
+    let referred: HashSet<FileNumber> =
+        tables().flat_map(|table| &table.meta().references).map(|r| r.segment).collect();
+    let is_needed =
+        |named: &&SegmentName| named.stream == Stream::Values && referred.contains(&named.number);
+    let mut sealed = Sealed::default();
+    let mut files: HashMap<FileNumber, Arc<ValueFile>> = HashMap::new();
+    for named in recovered.segments.iter().filter(is_needed) {
+        let file = version.value_file(named.number).expect("all segments were opened");
+        if planted!(ForgetSeal) {
+            continue;
+        }
+        if is_proven || planted!(SealUnproven) {
+            let kind = Kind::Segment { salt: named.salt };
+            let bytes = file.file_bytes().await?;
+            sealed.metas.push(ValuesMeta { number: named.number, bytes, kind });
+        } else {
+            files.insert(named.number, file.clone());
+        }
+    }
+    if !files.is_empty() {
+        let number = versions.new_file_number();
+        let survivors = survivors(&files, tables()).await?;
+        let job = Rewrite { fs: env.fs(), dir, number, direct: false };
+        let meta = rewrite::rewrite(job, &survivors, |_| ready(()).boxed()).await?;
+        sealed.opened.push(ValueFile::open(env.fs(), dir, &meta).await?);
+        sealed.metas.push(meta);
+    }
+    Ok(sealed)
+}
+
+/// What becomes of replayed segments of the value log.
+#[derive(Default)]
+struct Sealed {
+    metas: Vec<ValuesMeta>,
+    opened: Vec<Arc<ValueFile>>,
 }
 
 /// What the handles and the tasks will share, and the files that go.
@@ -175,7 +234,8 @@ fn build(
     disk: Disk,
 ) -> (Arc<Core>, UnboundedReceiver<FileName>) {
     let Disk { versions, segments, segment, last_seqno, trash } = disk;
-    let active = Arc::new(Memtable::new(segment.id.number));
+    let active = Arc::new(Memtable::new(Floor { wal: segment.id.number, values: 0 }));
+    let cache = Arc::new(BlockCache::new(settings.cache_bytes));
     let read_states = Arc::new(ReadStates::new(active.clone(), versions.current()));
     let pipeline = Pipeline::new(Start {
         segment,
@@ -183,12 +243,14 @@ fn build(
         active,
         grouped: settings.durability == Durability::Synced,
         memtable_bytes: settings.memtable_bytes,
+        fresh: Arc::default(),
+        cache: cache.clone(),
         buffered_delay: settings.buffered_delay,
         clock: env.clock().clone(),
         read_states: read_states.clone(),
     });
     let core = Arc::new(Core {
-        cache: Arc::new(BlockCache::new(settings.cache_bytes)),
+        cache,
         // One memtable beyond this is being freed while its flush gives the credits back.
         throttle: Throttle::new(settings.memtable_bytes.saturating_mul(2)),
         env,
@@ -200,6 +262,8 @@ fn build(
         snapshots: Arc::new(Registry::default()),
         metrics: Arc::new(Metrics::default()),
         segments,
+        overwritten: Overwritten::default(),
+        is_overfull: AtomicBool::new(false),
         closed: AtomicBool::new(false),
         flushed_event: Event::new(),
         version_event: Event::new(),
@@ -223,37 +287,41 @@ async fn replay_log(
     replayer: &mut Replayer<'_>,
 ) -> Result<Replayed> {
     let refs: Vec<SegmentRef> = recovered
-        .wals
+        .segments
         .iter()
-        .map(|wal| SegmentRef {
-            id: FileId { number: wal.number, salt: wal.salt },
-            stream: wal.stream,
+        .map(|named| SegmentRef {
+            id: FileId { number: named.number, salt: named.salt },
+            stream: named.stream,
         })
         .collect();
     // What earlier failed opens left behind must not pile up; segments may yet be proof.
     let known = Known { flushed: recovered.flushed_seqno, durable: recovered.durable_seqno };
-    let segments_found = wals_in(env, dir).await?;
-    versions.remove_orphans(&segments_found).await?;
+    let found = segments_in(env, dir).await?;
+    let is_log = |number: &FileNumber| !recovered.values.contains(number);
+    let found: Vec<_> = found.into_iter().filter(|(_, number)| is_log(number)).collect();
+    let kept: Vec<FileNumber> = found.iter().map(|(_, number)| *number).collect();
+    versions.remove_orphans(&kept).await?;
     let replayed = replay::replay(env, dir, &refs, known, replayer).await?;
     // Segments that an older manifest does not know are younger than all that it names. An older
     // one is retired, or was dropped behind a gap: then its seqnos were given out again.
     let newest = refs.iter().map(|named| named.id.number).max();
-    for number in segments_found {
+    for (stream, number) in found {
         if newest.is_none_or(|newest| number > newest) {
-            replay::prove_behind(env, dir, number, replayed.last_seqno).await?;
+            replay::prove_behind(env, dir, stream, number, replayed.last_seqno).await?;
         }
     }
     Ok(replayed)
 }
 
-/// The numbers of all WAL segments in the directory, named in the manifest or not.
-async fn wals_in(env: &Env, dir: &Path) -> Result<Vec<FileNumber>> {
+/// All log segments in the directory, named in the manifest or not.
+async fn segments_in(env: &Env, dir: &Path) -> Result<Vec<(Stream, FileNumber)>> {
     let entries = env.fs().list_dir(dir).await?;
     let files = entries.iter().filter(|entry| entry.is_file);
     Ok(files
         .filter_map(|entry| FileName::parse(&entry.name))
         .filter_map(|name| match name {
-            FileName::Wal(number) => Some(number),
+            FileName::Wal(number) => Some((Stream::Wal, number)),
+            FileName::Values(number) => Some((Stream::Values, number)),
             _ => None,
         })
         .collect())
@@ -282,7 +350,7 @@ impl<'a> Replayer<'a> {
             settings,
             versions,
             filter_bits: Shape::new(settings).filter_bits_for(0, last_level),
-            memtable: Arc::new(Memtable::new(0)),
+            memtable: Arc::new(Memtable::new(Floor::default())),
             last_seqno: 0,
             added: Vec::new(),
             opened: Vec::new(),
@@ -290,7 +358,7 @@ impl<'a> Replayer<'a> {
     }
 
     async fn flush(&mut self) -> Result<()> {
-        let next = Arc::new(self.memtable.follower(0));
+        let next = Arc::new(self.memtable.follower(Floor::default()));
         let full = std::mem::replace(&mut self.memtable, next);
         if full.entries() == 0 {
             return Ok(());
@@ -308,13 +376,28 @@ impl<'a> Replayer<'a> {
 }
 
 impl replay::Sink for Replayer<'_> {
-    fn commit(&mut self, header: &Header, payload: &[u8], path: &Path, offset: u64) -> Result<()> {
+    fn commit(&mut self, header: &Header, payload: &[u8], origin: &Origin<'_>) -> Result<()> {
+        let bad = |what: &str| Error::corruption(origin.path, origin.offset, what);
         let ops = batch::decode(payload)
             .filter(|ops| ops.len() as u64 == u64::from(header.count))
-            .ok_or_else(|| Error::corruption(path, offset, "a commit cannot be decoded"))?;
+            .ok_or_else(|| bad("a commit cannot be decoded"))?;
         let count = if planted!(ReplayHalfABatch) { ops.len().div_ceil(2) } else { ops.len() };
         for (seqno, op) in (header.first_seqno..).zip(ops.into_iter().take(count)) {
-            self.memtable.insert(op.key, Trailer::new(seqno, op.kind), op.value);
+            let key = KeyBuf::from_slice(op.key);
+            if op.kind != ValueKind::Pointer {
+                let value = Bytes::copy_from_slice(op.value);
+                self.memtable.insert(key, Trailer::new(seqno, op.kind), value);
+                continue;
+            }
+            if origin.segment.stream != Stream::Values {
+                return Err(bad("the WAL holds a value to refer to"));
+            }
+            let segment = origin.segment.id.number;
+            let key_at = op.key_at + usize::from(planted!(PointerOff));
+            let position = u32::try_from(origin.offset + key_at as u64)
+                .map_err(|_| bad("a value stands beyond any segment's end"))?;
+            let pointer = Pointer::new(segment, position, op.key, op.value, op.raw, seqno);
+            self.memtable.insert_pointer(key, seqno, &pointer);
         }
         self.last_seqno = header.last_seqno();
         Ok(())

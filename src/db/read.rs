@@ -17,6 +17,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 
 use super::state::ReadState;
+use super::values::{Look, pointer_of, unknown};
 use super::{Core, DB};
 use crate::error::Result;
 use crate::filter::key_hash;
@@ -102,9 +103,19 @@ pub(super) enum Step {
     Disk(BoxFuture<'static, Result<Option<Bytes>>>),
 }
 
-fn live((trailer, value): (Trailer, Bytes)) -> Option<Bytes> {
-    (trailer.kind() == ValueKind::Put).then_some(value)
+/// What a point read looks for.
+#[derive(Clone, Copy)]
+struct Target<'a> {
+    key: &'a [u8],
+    hash: u64,
+    seqno: SeqNo,
+    /// The seqno that was asked for, if it was.
+    asked: Option<SeqNo>,
+    fill_cache: bool,
 }
+
+/// An entry of the key, newest first.
+type Found = (Trailer, Bytes);
 
 impl Core {
     /// Answers from memory, or says what to wait for.
@@ -117,26 +128,30 @@ impl Core {
         if let Err(error) = self.check_open().and_then(|()| check_key(key)) {
             return Step::Ready(Err(error));
         }
-        let visible = || seqno.unwrap_or_else(|| self.pipeline.visible());
+        let asked = seqno;
+        let visible = || asked.unwrap_or_else(|| self.pipeline.visible());
         let (state, seqno) = self.read_states.view(visible);
         for memtable in &state.memtables {
             if let Some(found) = memtable.get(key, seqno) {
-                return Step::Ready(Ok(live(found)));
+                let target = Target { key, hash: 0, seqno, asked, fill_cache };
+                return self.value_now(&state, target, found);
             }
         }
-        let hash = key_hash(key);
+        let target = Target { key, hash: key_hash(key), seqno, asked, fill_cache };
         let newest = usize::from(planted!(SkipNewestRun));
         for (index, run) in state.version.runs().enumerate().skip(newest) {
             let Some(table) = run.find(key) else { continue };
-            match table.lookup_now(&self.cache, fill_cache, key, hash, seqno) {
-                Lookup::Found(trailer, value) => return Step::Ready(Ok(live((trailer, value)))),
+            match table.lookup_now(&self.cache, fill_cache, key, target.hash, seqno) {
+                Lookup::Found(trailer, value) => {
+                    return self.value_now(&state, target, (trailer, value));
+                }
                 Lookup::Absent => {}
                 Lookup::Blocked => {
                     let core = self.clone();
                     let key = key.to_vec();
                     let state = Arc::clone(&state);
                     return Step::Disk(Box::pin(async move {
-                        core.get_from(&state, index, &key, hash, seqno, fill_cache).await
+                        core.get_from(state, index, Target { key: &key, ..target }).await
                     }));
                 }
             }
@@ -144,21 +159,63 @@ impl Core {
         Step::Ready(Ok(None))
     }
 
+    /// The value of an entry, from memory or to be waited for.
+    fn value_now(
+        self: &Arc<Self>,
+        state: &ReadState,
+        target: Target<'_>,
+        (trailer, value): Found,
+    ) -> Step {
+        match trailer.kind() {
+            ValueKind::Delete => return Step::Ready(Ok(None)),
+            ValueKind::Put => return Step::Ready(Ok(Some(value))),
+            ValueKind::Pointer => {}
+        }
+        let Target { key, fill_cache, .. } = target;
+        match self.look_up(&state.version, key, trailer.seqno(), &value, fill_cache) {
+            Ok(Look::Value(value)) => Step::Ready(Ok(Some(value))),
+            Ok(Look::Disk(distant)) => {
+                let fetched = self.fetch(distant, key, fill_cache);
+                Step::Disk(Box::pin(async move { fetched.await.map(Some) }))
+            }
+            Ok(Look::Unknown) => {
+                // The segment was begun after the state was loaded: a later state has it, or what
+                // has become of the entry since.
+                if self.read_states.load().generation == state.generation {
+                    return Step::Ready(Err(unknown(&pointer_of(&value))));
+                }
+                self.get_now(key, target.asked, fill_cache)
+            }
+            Err(error) => Step::Ready(Err(error)),
+        }
+    }
+
+    /// The value of an entry.
+    async fn value(
+        self: &Arc<Self>,
+        state: &ReadState,
+        target: Target<'_>,
+        found: Found,
+    ) -> Result<Option<Bytes>> {
+        match self.value_now(state, target, found) {
+            Step::Ready(value) => value,
+            Step::Disk(future) => future.await,
+        }
+    }
+
     /// Goes on from run `first` of the state, waiting for the disk where needed.
     async fn get_from(
-        &self,
-        state: &ReadState,
+        self: &Arc<Self>,
+        state: Arc<ReadState>,
         first: usize,
-        key: &[u8],
-        hash: u64,
-        seqno: SeqNo,
-        fill_cache: bool,
+        target: Target<'_>,
     ) -> Result<Option<Bytes>> {
+        let Target { key, hash, seqno, fill_cache, .. } = target;
         for run in state.version.runs().skip(first) {
             let Some(table) = run.find(key) else { continue };
             let found = table.lookup(&self.cache, fill_cache, key, hash, seqno).await?;
             if let Some(found) = found {
-                return Ok(live(found));
+                return self.value(&state, target, found).await;
             }
         }
         Ok(None)

@@ -9,13 +9,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Default)]
 pub(crate) struct Metrics {
     pub(crate) commits: AtomicU64,
+    pub(crate) user_bytes: AtomicU64,
     pub(crate) log_groups: AtomicU64,
-    pub(crate) log_bytes: AtomicU64,
     pub(crate) log_syncs: AtomicU64,
     pub(crate) flushes: AtomicU64,
     pub(crate) flushed_bytes: AtomicU64,
     pub(crate) compactions: AtomicU64,
     pub(crate) compacted_bytes: AtomicU64,
+    pub(crate) rewrites: AtomicU64,
+    pub(crate) rewritten_bytes: AtomicU64,
 }
 
 /// Adds `value` to a counter.
@@ -24,10 +26,9 @@ pub(crate) fn add(counter: &AtomicU64, value: u64) {
 }
 
 impl Metrics {
-    /// A group of `bytes` goes to the log.
-    pub(crate) fn log_group(&self, bytes: usize) {
+    /// A group goes to the log.
+    pub(crate) fn log_group(&self) {
         add(&self.log_groups, 1);
-        add(&self.log_bytes, bytes as u64);
     }
 
     /// The log is synced.
@@ -56,27 +57,32 @@ pub struct LevelStats {
 pub struct Stats {
     /// Commits since the open.
     pub commits: u64,
+    /// The keys and values of these commits, in bytes.
+    pub user_bytes: u64,
     /// The newest seqno that reads see.
     pub visible_seqno: u64,
     /// The newest seqno that is durable in the log, with all before it.
     pub durable_seqno: u64,
     /// Groups written durably by the log task since the open.
     pub log_groups: u64,
-    /// Their size, padding included, in bytes.
+    /// What was written to the log since the open, in both streams, padding and prepared zeros
+    /// included, in bytes.
     pub log_bytes: u64,
+    /// What was written to manifests since the open, in bytes.
+    pub manifest_bytes: u64,
     /// Data syncs of page-cached log segments since the open.
     pub log_syncs: u64,
     /// Memtables, the active one included.
     pub memtables: usize,
     /// Their accounted size, in bytes.
     pub memtable_bytes: usize,
-    /// Blocks in the cache, in bytes.
+    /// Blocks and values in the cache, in bytes.
     pub cache_bytes: u64,
-    /// Cache look-ups that found their block, since the open.
+    /// Cache look-ups that found their block or value, since the open.
     pub cache_hits: u64,
     /// Cache look-ups that did not.
     pub cache_misses: u64,
-    /// Filters and indexes of open tables, in bytes.
+    /// Filters and indexes of open tables, and offsets of open value files, in bytes.
     pub table_memory_bytes: usize,
     /// Memtables flushed since the open.
     pub flushes: u64,
@@ -92,6 +98,76 @@ pub struct Stats {
     pub snapshots: usize,
     /// The levels, newest data first.
     pub levels: Vec<LevelStats>,
+    /// The value log.
+    pub value_log: ValueLogStats,
+}
+
+impl Stats {
+    /// Everything that was written to files since the open, in bytes: logs, tables, rewritten
+    /// values and manifests.
+    pub fn written_bytes(&self) -> u64 {
+        let tables = self.flushed_bytes + self.compacted_bytes;
+        self.log_bytes + self.manifest_bytes + tables + self.value_log.rewritten_bytes
+    }
+
+    /// The bytes written to files for each byte of keys and values that was committed; 0 before
+    /// the first commit.
+    pub fn write_amplification(&self) -> f64 {
+        if self.user_bytes == 0 {
+            return 0.0;
+        }
+        self.written_bytes() as f64 / self.user_bytes as f64
+    }
+}
+
+/// The state of the value log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ValueLogStats {
+    /// The files that are complete, oldest first; those that commits enter are not among them.
+    pub files: Vec<ValueFileStats>,
+    /// What memtables refer to, in bytes: it is in files that commits enter, or may still enter.
+    pub open_bytes: u64,
+    /// What tables refer to and newer entries are thought to hide, in bytes: it becomes garbage
+    /// when merges meet it. An estimate from what merges have dropped so far.
+    pub hidden_bytes: u64,
+    /// The size of files that only streams and reads on older versions need, in bytes.
+    pub pinned_bytes: u64,
+    /// Rewrites since the open.
+    pub rewrites: u64,
+    /// What rewrites wrote, in bytes.
+    pub rewritten_bytes: u64,
+}
+
+impl ValueLogStats {
+    /// The size of the complete files, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes).sum()
+    }
+
+    /// What tables refer to in them, in bytes.
+    pub fn live_bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.live_bytes).sum()
+    }
+
+    /// What nobody refers to in them, in bytes.
+    pub fn garbage_bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes.saturating_sub(file.live_bytes)).sum()
+    }
+}
+
+/// A complete file of the value log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ValueFileStats {
+    /// The number in its name.
+    pub number: u64,
+    /// How many segments it holds values of: one until it is rewritten.
+    pub segments: usize,
+    /// Its size, in bytes.
+    pub bytes: u64,
+    /// What tables refer to in it, in bytes: keys and values as they are stored.
+    pub live_bytes: u64,
 }
 
 /// How hard writers press; see [`crate::DB::pressure`].

@@ -6,32 +6,64 @@
 //!    needs more from a memtable or a version that is gone, it begins anew behind the last key it
 //!    gave out, in the present state.
 //! 3. Errors end the stream: after one the next item is `None`.
+//! 4. Values that have to be read from the value log are read side by side, ahead of the consumer:
+//!    the more the longer it goes on, within [`AHEAD_MAX`] values and [`AHEAD_BYTES_MAX`].
 
 use std::ops::Bound;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures::Stream;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, ready};
+use futures::stream::{FuturesOrdered, Stream, StreamExt};
 
+use super::keys::KeyStream;
 use super::state::ReadState;
+use super::values::{Look, pointer_of, unknown};
 use super::{Core, DB};
 use crate::error::{Error, Result};
 use crate::iter::merge::Merge;
 use crate::iter::visible::{Step, Visible};
 use crate::iter::{Direction, Source};
-use crate::key::{check_key, prefix_end};
+use crate::key::{Trailer, ValueKind, check_key, prefix_end};
 use crate::memtable::MemSource;
 use crate::range::KeyRange;
 use crate::snapshot::Pin as SeqnoPin;
 use crate::sstable::{BlockSource, RunIter};
+use crate::version::Version;
 
 /// What a stream without a near limit copies from a memtable at first. With a limit, half of it:
 /// entries of other sources come between.
 const EXPECTED_MAX: usize = 64;
 
-type Item = (Bytes, Bytes);
+/// How many values are read ahead at first, unless a limit says how many will be wanted.
+const AHEAD_MIN: usize = 4;
+const AHEAD_MAX: usize = 64;
+/// How many bytes of values are read ahead, but one value always.
+const AHEAD_BYTES_MAX: usize = 1 << 20;
+
+pub(super) type Item = (Bytes, Bytes);
+
+/// A key and what stands beside it: a value, or a pointer to one.
+pub(super) struct Entry {
+    pub(super) key: Bytes,
+    trailer: Trailer,
+    value: Bytes,
+}
+
+impl Entry {
+    /// The length of the value, in bytes.
+    pub(super) fn value_bytes(&self) -> usize {
+        match self.trailer.kind() {
+            ValueKind::Pointer => pointer_of(&self.value).raw as usize,
+            ValueKind::Put | ValueKind::Delete => self.value.len(),
+        }
+    }
+}
+
+/// A value that is read, or was found while others before it are.
+type Fetching = BoxFuture<'static, (Bytes, usize, Result<Bytes>)>;
 
 /// A stream of keys and values in key order; made by [`DB::range`], [`DB::prefix`], [`DB::iter`]
 /// and the same methods of [`crate::Snapshot`].
@@ -53,22 +85,38 @@ pub struct RangeStream {
     direction: Direction,
     left: usize,
     fill_cache: bool,
-    /// The last key given out.
+    /// The last key taken from the cursor.
     last: Option<Bytes>,
     state: State,
+    /// The key before `last`.
+    before: Option<Bytes>,
+    ahead: FuturesOrdered<Fetching>,
+    /// The bytes of the values in `ahead` that are read.
+    ahead_bytes: usize,
+    /// How many values may be in `ahead`; grows while the stream goes on.
+    ahead_max: usize,
 }
 
 enum State {
     Fresh,
     Refused(Error),
-    Ready(Cursor),
-    Loading(BoxFuture<'static, (Cursor, Result<()>)>),
+    Ready(Box<Cursor>),
+    Loading(BoxFuture<'static, (Box<Cursor>, Result<()>)>),
     Done,
+}
+
+/// What a look for a value came to.
+enum Looked {
+    Item(Item),
+    Fetching(Fetching),
+    /// The cursor was made anew.
+    Again,
 }
 
 /// The merge of one read state.
 struct Cursor {
     merged: Visible,
+    version: Arc<Version>,
     /// The generation of the state that it was built from.
     generation: u64,
 }
@@ -101,7 +149,11 @@ impl RangeStream {
             left: usize::MAX,
             fill_cache: true,
             last: None,
+            before: None,
             state,
+            ahead: FuturesOrdered::new(),
+            ahead_bytes: 0,
+            ahead_max: AHEAD_MIN,
         }
     }
 
@@ -125,7 +177,13 @@ impl RangeStream {
     /// Ends the stream after `count` more items.
     pub fn limit(mut self, count: usize) -> Self {
         self.left = count;
+        self.ahead_max = count.clamp(AHEAD_MIN, AHEAD_MAX);
         self
+    }
+
+    /// Only the keys: no value is read from the value log.
+    pub fn keys(self) -> KeyStream {
+        KeyStream::new(self)
     }
 
     /// Whether blocks read from disk go into the cache (default: true).
@@ -158,24 +216,130 @@ impl RangeStream {
 
     fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item>>> {
         loop {
+            if self.left == 0 {
+                return Poll::Ready(None);
+            }
+            if self.ahead.is_empty() {
+                match std::task::ready!(self.poll_entry(cx)) {
+                    None => return Poll::Ready(None),
+                    Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                    Some(Ok(entry)) => match self.look(entry) {
+                        Ok(Looked::Item(item)) => {
+                            self.left -= 1;
+                            return Poll::Ready(Some(Ok(item)));
+                        }
+                        Ok(Looked::Fetching(fetching)) => self.ahead.push_back(fetching),
+                        Ok(Looked::Again) => continue,
+                        Err(error) => return Poll::Ready(Some(Err(self.end(error)))),
+                    },
+                }
+            }
+            self.look_ahead(cx);
+            // The reads that are polled first are submitted together.
+            let fs = self.db.core().env.fs().clone();
+            let _plug = fs.plug();
+            let next = std::task::ready!(self.ahead.poll_next_unpin(cx));
+            let Some((key, bytes, value)) = next else { continue };
+            self.ahead_bytes -= bytes;
+            if planted!(SkipUnreadableValue) && value.is_err() {
+                continue;
+            }
+            self.left -= 1;
+            let item = value.map(|value| (key, value)).map_err(|error| self.end(error));
+            return Poll::Ready(Some(item));
+        }
+    }
+
+    /// Ends the stream with an error.
+    fn end(&mut self, error: Error) -> Error {
+        self.state = State::Done;
+        self.ahead = FuturesOrdered::new();
+        self.ahead_bytes = 0;
+        error
+    }
+
+    /// Starts to fetch what follows, as far as memory knows the keys.
+    fn look_ahead(&mut self, cx: &mut Context<'_>) {
+        let before = self.ahead.len();
+        while self.ahead.len() < self.ahead_max.min(self.left)
+            && self.ahead_bytes < AHEAD_BYTES_MAX
+            && matches!(self.state, State::Ready(_))
+        {
+            let entry = match self.poll_entry(cx) {
+                Poll::Ready(Some(Ok(entry))) => entry,
+                Poll::Ready(Some(Err(error))) => {
+                    self.ahead.push_back(Box::pin(ready((Bytes::new(), 0, Err(error)))));
+                    break;
+                }
+                Poll::Ready(None) | Poll::Pending => break,
+            };
+            let key = entry.key.clone();
+            match self.look(entry) {
+                Ok(Looked::Item((key, value))) if planted!(OvertakeInStream) => {
+                    self.ahead.push_front(Box::pin(ready((key, 0, Ok(value)))));
+                }
+                Ok(Looked::Item((key, value))) => {
+                    self.ahead.push_back(Box::pin(ready((key, 0, Ok(value)))));
+                }
+                Ok(Looked::Fetching(fetching)) => self.ahead.push_back(fetching),
+                Ok(Looked::Again) => break,
+                Err(error) => self.ahead.push_back(Box::pin(ready((key, 0, Err(error))))),
+            }
+        }
+        if self.ahead.len() > before {
+            self.ahead_max = (self.ahead_max * 2).min(AHEAD_MAX);
+        }
+    }
+
+    /// Gets the value of an entry, as far as memory has it.
+    fn look(&mut self, entry: Entry) -> Result<Looked> {
+        let Entry { key, trailer, value } = entry;
+        if trailer.kind() != ValueKind::Pointer {
+            return Ok(Looked::Item((key, value)));
+        }
+        let core = self.db.core();
+        let State::Ready(cursor) = &self.state else {
+            unreachable!("the entry came from a cursor that is ready");
+        };
+        match core.look_up(&cursor.version, &key, trailer.seqno(), &value, self.fill_cache)? {
+            Look::Value(value) => Ok(Looked::Item((key, value))),
+            Look::Disk(distant) => {
+                let bytes = distant.bytes();
+                let fetching = core.fetch(distant, &key, self.fill_cache);
+                self.ahead_bytes += bytes;
+                Ok(Looked::Fetching(Box::pin(async move { (key, bytes, fetching.await) })))
+            }
+            Look::Unknown if core.read_states.load().generation == cursor.generation => {
+                Err(unknown(&pointer_of(&value)))
+            }
+            Look::Unknown => {
+                // The segment was begun after the cursor was made: the entry comes again.
+                self.last = self.before.take();
+                self.state = State::Ready(self.build());
+                Ok(Looked::Again)
+            }
+        }
+    }
+
+    /// The next entry, without its value if that is in the value log.
+    pub(super) fn poll_entry(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Entry>>> {
+        loop {
             match std::mem::replace(&mut self.state, State::Done) {
                 State::Done => return Poll::Ready(None),
                 State::Refused(error) => return Poll::Ready(Some(Err(error))),
-                _ if self.left == 0 => return Poll::Ready(None),
                 State::Fresh => match self.db.core().check_open() {
                     Ok(()) => self.state = State::Ready(self.build()),
                     Err(error) => return Poll::Ready(Some(Err(error))),
                 },
                 State::Ready(mut cursor) => match cursor.merged.step() {
                     Step::End => return Poll::Ready(None),
-                    Step::Item { key, value } => {
+                    Step::Item { key, trailer, value } => {
                         if self.is_beyond(&key) {
                             return Poll::Ready(None);
                         }
-                        self.left -= 1;
-                        self.last = Some(key.clone());
+                        self.before = self.last.replace(key.clone());
                         self.state = State::Ready(cursor);
-                        return Poll::Ready(Some(Ok((key, value))));
+                        return Poll::Ready(Some(Ok(Entry { key, trailer, value })));
                     }
                     Step::Blocked => self.state = self.unblock(cursor),
                 },
@@ -191,8 +355,18 @@ impl RangeStream {
         }
     }
 
+    /// Counts an item as given out.
+    pub(super) fn take_one(&mut self) {
+        self.left = self.left.saturating_sub(1);
+    }
+
+    /// Whether all items that were asked for are given out.
+    pub(super) fn is_used_up(&self) -> bool {
+        self.left == 0
+    }
+
     /// Begins anew when the state has changed, else waits for the disk.
-    fn unblock(&self, mut cursor: Cursor) -> State {
+    fn unblock(&self, mut cursor: Box<Cursor>) -> State {
         let core = self.db.core();
         if let Err(error) = core.check_open() {
             return State::Refused(error);
@@ -207,7 +381,7 @@ impl RangeStream {
     }
 
     /// A merge over the present state, in front of the next key to give out.
-    fn build(&self) -> Cursor {
+    fn build(&self) -> Box<Cursor> {
         let core = self.db.core();
         let state = core.read_states.load_full();
         let sources = self.sources(core, &state);
@@ -220,7 +394,8 @@ impl RangeStream {
             (None, Direction::Reverse) => self.upper.as_ref(),
         };
         merged.seek(start.map(|key| key.as_ref()));
-        Cursor { merged, generation: state.generation }
+        let (version, generation) = (state.version.clone(), state.generation);
+        Box::new(Cursor { merged, version, generation })
     }
 
     fn sources(&self, core: &Core, state: &ReadState) -> Vec<Box<dyn Source>> {

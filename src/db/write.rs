@@ -5,6 +5,7 @@
 //! 2. Between the append to the log and the insert into the memtable there is no await.
 //! 3. A write, a batch and a write's future are handles: the database stays open while they live.
 
+use std::cell::RefCell;
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -20,9 +21,13 @@ use super::throttle::Acquire;
 use crate::batch::{OpHead, WriteOp, check_size};
 use crate::codec::crc32c_append;
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::{KeyBuf, SeqNo, Trailer, ValueKind, check_key, check_value};
+use crate::filename::FileNumber;
+use crate::key::{SeqNo, Trailer, ValueKind, check_key, check_value};
+use crate::log::format::Stream;
 use crate::log::writer::Payload;
-use crate::options::Durability;
+use crate::lz4::Packer;
+use crate::options::{Compression, Durability, Settings};
+use crate::pointer::Pointer;
 
 /// What can be a value: owned bytes are taken without a copy, borrowed ones are copied once.
 pub trait IntoValue {
@@ -73,13 +78,12 @@ type Ops = SmallVec<[WriteOp; 1]>;
 fn put_op(key: &[u8], value: Bytes) -> Result<WriteOp> {
     check_key(key)?;
     check_value(&value)?;
-    Ok(WriteOp { kind: ValueKind::Put, key: KeyBuf::from_slice(key), value })
+    Ok(WriteOp::put(key, value))
 }
 
 fn delete_op(key: &[u8]) -> Result<WriteOp> {
     check_key(key)?;
-    let value = Bytes::new();
-    Ok(WriteOp { kind: ValueKind::Delete, key: KeyBuf::from_slice(key), value })
+    Ok(WriteOp::delete(key))
 }
 
 /// A single write, ready to be awaited; made by [`DB::put`], [`DB::delete`] and [`DB::try_put`].
@@ -253,10 +257,11 @@ enum State {
 
 impl WriteFuture {
     fn new(db: DB, ops: Result<Ops>, durability: Durability) -> Self {
-        let (ops, state) = match ops {
+        let (mut ops, state) = match ops {
             Ok(ops) => (ops, State::Start),
             Err(error) => (Ops::new(), State::Refused(error)),
         };
+        separate(&mut ops, &db.core().settings);
         let memory_bytes = ops.iter().map(WriteOp::memory_bytes).sum();
         WriteFuture { db, ops, durability, may_wait: true, memory_bytes, state }
     }
@@ -327,7 +332,12 @@ impl WriteFuture {
             crc: parts.iter().fold(0, |crc, part| crc32c_append(crc, part)),
         };
         let count = u32::try_from(self.ops.len()).expect("check_size limits the operations");
-        self.db.core().pipeline.append(&payload, count, self.durability)
+        let core = self.db.core();
+        let stream = match self.ops.iter().any(|op| op.kind == ValueKind::Pointer) {
+            true => Stream::Values,
+            false => Stream::Wal,
+        };
+        core.pipeline.append(stream, &payload, count, self.durability)
     }
 
     fn give_up(&mut self, error: Error) -> State {
@@ -346,11 +356,49 @@ impl WriteFuture {
     }
 
     fn insert(&mut self, ticket: &Ticket) {
+        let fresh = &self.db.core().pipeline.fresh;
+        let mut position = ticket.position;
+        let mut user_bytes = 0;
         for (seqno, op) in (ticket.first_seqno..).zip(self.ops.drain(..)) {
-            ticket.memtable.insert(op.key, Trailer::new(seqno, op.kind), op.value);
+            let key_at = position + op.head().len() as u64;
+            position = key_at + (op.key.len() + op.value.len()) as u64;
+            user_bytes += op.key.len() as u64 + u64::from(op.raw);
+            if op.kind != ValueKind::Pointer {
+                ticket.memtable.insert(op.key, Trailer::new(seqno, op.kind), op.value);
+                continue;
+            }
+            let pointer = point_to(&op, ticket.segment.id.number, key_at, seqno);
+            if !planted!(ForgetFreshValue) {
+                fresh.insert(ticket.last_seqno, pointer, &op.value);
+            }
+            ticket.memtable.insert_pointer(op.key, seqno, &pointer);
         }
         stats::add(&self.db.core().metrics.commits, 1);
+        stats::add(&self.db.core().metrics.user_bytes, user_bytes);
     }
+}
+
+/// Leaves large values in the log, packed if that pays.
+fn separate(ops: &mut Ops, settings: &Settings) {
+    let Some(threshold) = settings.value_threshold else { return };
+    let is_large = |op: &WriteOp| op.kind == ValueKind::Put && op.value.len() >= threshold;
+    if !ops.iter().any(is_large) {
+        return;
+    }
+    thread_local! {
+        static PACKER: RefCell<Packer> = RefCell::default();
+    }
+    PACKER.with_borrow_mut(|packer| {
+        for op in ops.iter_mut().filter(|op| is_large(op)) {
+            let packs = settings.compression == Compression::Lz4;
+            op.separate(packs.then_some(&mut *packer));
+        }
+    });
+}
+
+fn point_to(op: &WriteOp, segment: FileNumber, position: u64, seqno: SeqNo) -> Pointer {
+    let position = u32::try_from(position).expect("a segment is below 4 GiB");
+    Pointer::new(segment, position, &op.key, &op.value, op.raw, seqno)
 }
 
 fn would_stall() -> Error {

@@ -171,7 +171,7 @@ fn drain(visible: &mut Visible) -> Vec<(Vec<u8>, Vec<u8>)> {
     let mut out = Vec::new();
     loop {
         match visible.step() {
-            Step::Item { key, value } => out.push((key.to_vec(), value.to_vec())),
+            Step::Item { key, value, .. } => out.push((key.to_vec(), value.to_vec())),
             Step::End => {
                 assert_eq!(visible.step(), Step::End, "the end is final");
                 return out;

@@ -26,7 +26,9 @@ pub(crate) enum Step {
     Item {
         /// The user key; keeps up to 2 KiB of memory together with its neighbours.
         key: Bytes,
-        /// The value, sharing the memory that it was found in.
+        /// Put or pointer.
+        trailer: Trailer,
+        /// The value or the pointer, sharing the memory that it was found in.
         value: Bytes,
     },
     /// There are no more.
@@ -96,8 +98,9 @@ impl Visible {
                 continue;
             }
             set_key(&mut self.current, entry.key);
-            let item = (entry.trailer.kind() == ValueKind::Put).then(|| Step::Item {
+            let item = (entry.trailer.kind() != ValueKind::Delete).then(|| Step::Item {
                 key: copy_key(&mut self.keys, entry.key),
+                trailer: entry.trailer,
                 value: self.merge.value(),
             });
             self.merge.advance();
@@ -136,8 +139,11 @@ impl Visible {
     fn release(&mut self) -> Option<Step> {
         let (trailer, value) = self.held.take()?;
         let key = self.current.as_deref()?;
-        (trailer.kind() == ValueKind::Put)
-            .then(|| Step::Item { key: copy_key(&mut self.keys, key), value })
+        (trailer.kind() != ValueKind::Delete).then(|| Step::Item {
+            key: copy_key(&mut self.keys, key),
+            trailer,
+            value,
+        })
     }
 
     /// Brings what the scan is blocked on into memory.

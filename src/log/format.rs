@@ -19,6 +19,7 @@ use std::path::Path;
 
 use crate::codec::{Cursor, Sink, crc32c};
 use crate::error::{Error, ErrorKind, Result};
+use crate::filename::{FileName, FileNumber};
 use crate::record::FileId;
 
 /// The size of a segment header.
@@ -35,6 +36,26 @@ const COVERED_BYTES: usize = 40;
 pub(crate) enum Stream {
     /// The write-ahead log of small commits.
     Wal = 0,
+    /// The value log: commits with a large value, which stay here.
+    Values = 1,
+}
+
+impl Stream {
+    /// The name of the stream's segment `number`.
+    pub(crate) fn file_name(self, number: FileNumber) -> FileName {
+        match self {
+            Stream::Wal => FileName::Wal(number),
+            Stream::Values => FileName::Values(number),
+        }
+    }
+
+    pub(crate) fn from_byte(byte: u8) -> Option<Stream> {
+        match byte {
+            0 => Some(Stream::Wal),
+            1 => Some(Stream::Values),
+            _ => None,
+        }
+    }
 }
 
 /// The header page of a segment.
@@ -58,7 +79,7 @@ pub(crate) fn encode(id: FileId, stream: Stream, segment_bytes: u64) -> Vec<u8> 
 pub(crate) fn check(
     page: &[u8],
     id: FileId,
-    stream: u8,
+    stream: Stream,
     path: &Path,
     file_bytes: u64,
 ) -> Result<u64> {
@@ -90,7 +111,7 @@ pub(crate) fn check(
             format!("{} has log format {version}, this version reads {VERSION}", path.display()),
         ));
     }
-    if number != id.number || salt != id.salt || found_stream != stream {
+    if number != id.number || salt != id.salt || found_stream != stream as u8 {
         return damaged(12, "the segment header is that of another segment");
     }
     if file_bytes < segment_bytes {
@@ -99,13 +120,13 @@ pub(crate) fn check(
     Ok(segment_bytes)
 }
 
-/// Whose header `page` is, if it is a whole one of this version.
-pub(crate) fn identity(page: &[u8]) -> Option<FileId> {
+/// Whose header `page` is, if it is a whole one of this version and of `stream`.
+pub(crate) fn identity(page: &[u8], stream: Stream) -> Option<FileId> {
     let mut cursor = Cursor::new(page.get(MAGIC.len() + 8..)?);
     let id = FileId { number: cursor.u64()?, salt: cursor.u64()? };
     let segment_bytes = cursor.u64()?;
     // Comparing with what we would write checks everything else.
-    let expected = encode(id, Stream::Wal, segment_bytes);
+    let expected = encode(id, stream, segment_bytes);
     (page.get(..COVERED_BYTES + 4) == expected.get(..COVERED_BYTES + 4)).then_some(id)
 }
 
@@ -120,27 +141,31 @@ mod tests {
         let path = Path::new("000003.wal");
         let page = encode(ID, Stream::Wal, 8192);
         assert_eq!(page.len(), HEADER_BYTES);
-        assert_eq!(check(&page, ID, 0, path, 8192).unwrap(), 8192);
-        assert_eq!(identity(&page), Some(ID));
-        assert_eq!(identity(&page[..20]), None);
+        assert_eq!(check(&page, ID, Stream::Wal, path, 8192).unwrap(), 8192);
+        assert_eq!(identity(&page, Stream::Wal), Some(ID));
+        assert_eq!(identity(&page[..20], Stream::Wal), None);
         assert!(
-            check(&page, FileId { salt: 98, ..ID }, 0, path, 8192).unwrap_err().is_corruption()
+            check(&page, FileId { salt: 98, ..ID }, Stream::Wal, path, 8192)
+                .unwrap_err()
+                .is_corruption()
         );
         assert!(
-            check(&page, FileId { number: 4, ..ID }, 0, path, 8192).unwrap_err().is_corruption()
+            check(&page, FileId { number: 4, ..ID }, Stream::Wal, path, 8192)
+                .unwrap_err()
+                .is_corruption()
         );
-        assert!(check(&page, ID, 1, path, 8192).unwrap_err().is_corruption());
-        assert!(check(&page, ID, 0, path, 8191).unwrap_err().is_corruption());
+        assert!(check(&page, ID, Stream::Values, path, 8192).unwrap_err().is_corruption());
+        assert!(check(&page, ID, Stream::Wal, path, 8191).unwrap_err().is_corruption());
         for len in 0..COVERED_BYTES + 4 {
-            let error = check(&page[..len], ID, 0, path, 8192).unwrap_err();
+            let error = check(&page[..len], ID, Stream::Wal, path, 8192).unwrap_err();
             assert!(error.is_corruption() && error.to_string().contains("shorter"), "{error}");
         }
         for bit in 0..44 * 8 {
             let mut bad = page.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
-            let error = check(&bad, ID, 0, path, 8192).unwrap_err();
+            let error = check(&bad, ID, Stream::Wal, path, 8192).unwrap_err();
             assert!(error.is_corruption(), "bit {bit}: {error}");
-            assert_eq!(identity(&bad), None, "bit {bit}");
+            assert_eq!(identity(&bad, Stream::Wal), None, "bit {bit}");
         }
     }
 
@@ -150,7 +175,7 @@ mod tests {
         page[8] = 2;
         let crc = crc32c(&page[..40]);
         page[40..44].copy_from_slice(&crc.to_le_bytes());
-        let error = check(&page, ID, 0, Path::new("000003.wal"), 8192).unwrap_err();
+        let error = check(&page, ID, Stream::Wal, Path::new("000003.wal"), 8192).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotSupported);
     }
 }

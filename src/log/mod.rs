@@ -9,6 +9,8 @@
 //! [`writer::LogBuffer`].
 
 pub(crate) mod format;
+pub(crate) mod reader;
 pub(crate) mod replay;
 pub(crate) mod segment;
+mod tape;
 pub(crate) mod writer;

@@ -7,7 +7,8 @@
 //! allocates pages once for many groups, and in large pieces (ADR 4).
 //!
 //! Invariants:
-//! 1. Records stand in the order of their seqnos, without gaps, over all segments.
+//! 1. Records stand in the order of their seqnos; what is missing between two is in the other
+//!    stream.
 //! 2. A record never spans segments; [`RESERVE_BYTES`] at the end stay free for a last mark.
 //! 3. A mark stands in a [`BUF_ALIGN`] unit that no earlier record touches: damage to one sector
 //!    cannot take both a group and the proof that it was durable.
@@ -15,7 +16,9 @@
 //! 5. `stamped` is the highest durable seqno that any record says; it never exceeds what was
 //!    durable when that record was framed.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use seerdb_io::{AlignedBuf, BUF_ALIGN};
 
@@ -41,8 +44,6 @@ pub(crate) struct Group {
     pub(crate) buf: AlignedBuf,
     /// Where it goes in the segment.
     pub(crate) position: u64,
-    /// The last seqno that it makes durable.
-    pub(crate) last_seqno: SeqNo,
 }
 
 /// A payload in parts, with the checksum of the whole, computed outside the commit lock.
@@ -63,13 +64,12 @@ pub(crate) struct LogBuffer {
     chain: u32,
     /// The last header in `buf` and its place there; direct groups stretch its span.
     last: Option<(Header, usize)>,
-    last_seqno: SeqNo,
     stamped: SeqNo,
 }
 
 impl LogBuffer {
-    /// Begins `segment`; `last_seqno` is that of the last record before it.
-    pub(crate) fn new(segment: Arc<Segment>, last_seqno: SeqNo) -> Self {
+    /// Begins `segment`.
+    pub(crate) fn new(segment: Arc<Segment>) -> Self {
         let chain = chain_start(segment.id);
         LogBuffer {
             segment,
@@ -78,7 +78,6 @@ impl LogBuffer {
             zeroed: SEGMENT_HEADER_BYTES as u64,
             chain,
             last: None,
-            last_seqno,
             stamped: 0,
         }
     }
@@ -98,11 +97,6 @@ impl LogBuffer {
         self.buf.len()
     }
 
-    /// The last seqno appended.
-    pub(crate) fn last_seqno(&self) -> SeqNo {
-        self.last_seqno
-    }
-
     /// The highest durable seqno that a record says (invariant 5).
     pub(crate) fn stamped(&self) -> SeqNo {
         self.stamped
@@ -118,33 +112,40 @@ impl LogBuffer {
         self.position + self.buf.len() as u64
     }
 
-    /// Appends a commit of `count` operations; the caller saw `has_room`.
-    pub(crate) fn append(&mut self, payload: &Payload<'_>, count: u32, durable: SeqNo) {
+    /// Appends a commit whose operations have the `seqnos`; the caller saw `has_room`. Where its
+    /// payload will stand in the segment.
+    pub(crate) fn append(
+        &mut self,
+        payload: &Payload<'_>,
+        seqnos: Range<SeqNo>,
+        durable: SeqNo,
+    ) -> u64 {
         let span = HEADER_SPAN + payload.bytes;
-        self.push(RecordType::Data, payload, count, span, durable);
-        self.last_seqno += u64::from(count);
+        let position = self.end() + HEADER_BYTES as u64;
+        self.push(RecordType::Data, payload, seqnos, span, durable);
+        position
     }
 
-    /// Appends a mark that says `durable` (invariant 3); `false` when the segment has no room for
-    /// one, which happens only after marks have used the reserve up.
-    pub(crate) fn append_mark(&mut self, durable: SeqNo) -> bool {
+    /// Appends a mark that says `durable` (invariant 3), before the commit `next`; `false` when the
+    /// segment has no room for one, which happens only after marks have used the reserve up.
+    pub(crate) fn append_mark(&mut self, next: SeqNo, durable: SeqNo) -> bool {
         if self.end() + self.padding() + ALIGN > self.segment.bytes {
             return false;
         }
-        self.pad(durable);
-        self.push(RecordType::Mark, &EMPTY, 0, HEADER_SPAN, durable);
+        self.pad(next, durable);
+        self.push(RecordType::Mark, &EMPTY, next..next, HEADER_SPAN, durable);
         true
     }
 
     /// Fills the unit that the last record touches, so that what comes next never rewrites it: to
     /// be called before a sync of a page-cached segment. A full reserve leaves it as it is.
-    pub(crate) fn pad(&mut self, durable: SeqNo) {
+    pub(crate) fn pad(&mut self, next: SeqNo, durable: SeqNo) {
         let padding = self.padding();
         if padding == 0 || self.end() + padding > self.segment.bytes {
             return;
         }
         let span = u32::try_from(padding).expect("at most two units");
-        self.push(RecordType::Mark, &EMPTY, 0, span, durable);
+        self.push(RecordType::Mark, &EMPTY, next..next, span, durable);
         let zeros = usize::try_from(padding).unwrap_or(0) - HEADER_BYTES;
         self.buf.resize(self.buf.len() + zeros);
     }
@@ -163,18 +164,18 @@ impl LogBuffer {
         &mut self,
         kind: RecordType,
         payload: &Payload<'_>,
-        count: u32,
+        seqnos: Range<SeqNo>,
         span: u32,
         durable: SeqNo,
     ) {
-        debug_assert!(durable <= self.last_seqno, "durable before it was written");
+        debug_assert!(durable < seqnos.start, "durable before it was written");
         self.chain = chain(self.chain, payload.crc);
         let header = Header {
             kind,
             payload_bytes: payload.bytes,
             span,
-            count,
-            first_seqno: self.last_seqno + 1,
+            count: u32::try_from(seqnos.end - seqnos.start).expect("a batch has a limit"),
+            first_seqno: seqnos.start,
             durable_seqno: durable,
             chain: self.chain,
         };
@@ -208,7 +209,7 @@ impl LogBuffer {
         let position = self.position;
         self.position += padded as u64;
         let segment = self.segment.clone();
-        Some(Group { segment, buf, position, last_seqno: self.last_seqno })
+        Some(Group { segment, buf, position })
     }
 
     /// Hands the group of a page-cached segment to the kernel, on this thread.
@@ -249,6 +250,8 @@ impl LogBuffer {
     /// Goes on in `segment` and returns the one before; the group must have been taken or written.
     pub(crate) fn rotate(&mut self, segment: Arc<Segment>) -> Arc<Segment> {
         assert!(self.buf.is_empty(), "a group belongs to one segment");
+        // Order: read by the flush that retires the segment, long after and behind other locks.
+        self.segment.end.store(self.position, Ordering::Relaxed);
         self.position = SEGMENT_HEADER_BYTES as u64;
         self.zeroed = self.position;
         self.chain = chain_start(segment.id);

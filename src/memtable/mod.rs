@@ -17,7 +17,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use bytes::Bytes;
 
 use crate::filename::FileNumber;
-use crate::key::{KeyBuf, SeqNo, Trailer};
+use crate::key::{KeyBuf, SeqNo, Trailer, ValueKind};
+use crate::pointer::Pointer;
 use bounds::{Bounds, Sample};
 use partition::{Found, Partition};
 
@@ -28,6 +29,14 @@ const PARTITIONS: usize = 16;
 /// What an entry costs beside its key and value: skiplist node, tower, reference counts.
 const ENTRY_OVERHEAD_BYTES: usize = 136;
 
+/// A segment of each stream: those with smaller numbers are older. Before the first one of a
+/// stream it is 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Floor {
+    pub(crate) wal: FileNumber,
+    pub(crate) values: FileNumber,
+}
+
 /// Recent commits, sorted.
 pub(crate) struct Memtable {
     partitions: [Partition; PARTITIONS],
@@ -35,10 +44,12 @@ pub(crate) struct Memtable {
     sample: Sample,
     bytes: AtomicUsize,
     entries: AtomicUsize,
+    /// The bytes in the value log that its pointers lead to.
+    referred_bytes: AtomicUsize,
     /// The last seqno that belongs here; set when the memtable is sealed.
     last_seqno: AtomicU64,
-    /// The oldest WAL segment that may hold a record of this memtable.
-    first_wal: FileNumber,
+    /// The oldest segment of each stream that may hold a record of this memtable.
+    first_segments: Floor,
 }
 
 /// What an entry adds to the size of a memtable, in bytes.
@@ -47,26 +58,27 @@ pub(crate) fn entry_bytes(key_len: usize, value_len: usize) -> usize {
 }
 
 impl Memtable {
-    /// An empty memtable whose records begin in the WAL segment `first_wal`, and of whose keys
-    /// nothing is known: all go into one partition.
-    pub(crate) fn new(first_wal: FileNumber) -> Self {
-        Memtable::with_bounds(first_wal, Bounds::default())
+    /// An empty memtable whose records begin in `first_segments`, and of whose keys nothing is
+    /// known: all go into one partition.
+    pub(crate) fn new(first_segments: Floor) -> Self {
+        Memtable::with_bounds(first_segments, Bounds::default())
     }
 
     /// An empty memtable to follow this one, for keys that are spread as those here are.
-    pub(crate) fn follower(&self, first_wal: FileNumber) -> Self {
-        Memtable::with_bounds(first_wal, self.sample.bounds())
+    pub(crate) fn follower(&self, first_segments: Floor) -> Self {
+        Memtable::with_bounds(first_segments, self.sample.bounds())
     }
 
-    fn with_bounds(first_wal: FileNumber, bounds: Bounds) -> Self {
+    fn with_bounds(first_segments: Floor, bounds: Bounds) -> Self {
         Memtable {
             partitions: std::array::from_fn(|_| Partition::new()),
             bounds,
             sample: Sample::new(),
             bytes: AtomicUsize::new(0),
             entries: AtomicUsize::new(0),
+            referred_bytes: AtomicUsize::new(0),
             last_seqno: AtomicU64::new(0),
-            first_wal,
+            first_segments,
         }
     }
 
@@ -76,6 +88,19 @@ impl Memtable {
         let count = self.entries.fetch_add(1, Ordering::Relaxed);
         self.sample.offer(count, &key);
         self.partition(self.bounds.locate(&key)).insert(key, trailer, value);
+    }
+
+    /// Adds an entry whose value is elsewhere.
+    pub(crate) fn insert_pointer(&self, key: KeyBuf, seqno: SeqNo, pointer: &Pointer) {
+        let bytes = pointer.body(key.len(), seqno).len as usize;
+        self.referred_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let trailer = Trailer::new(seqno, ValueKind::Pointer);
+        self.insert(key, trailer, Bytes::copy_from_slice(&pointer.encode()));
+    }
+
+    /// The bytes in the value log that its pointers lead to.
+    pub(crate) fn referred_bytes(&self) -> usize {
+        self.referred_bytes.load(Ordering::Relaxed)
     }
 
     /// The newest version of `key` that is not newer than `seqno`.
@@ -108,9 +133,9 @@ impl Memtable {
         self.last_seqno.load(Ordering::Acquire)
     }
 
-    /// The oldest WAL segment that may hold a record of this memtable.
-    pub(crate) fn first_wal(&self) -> FileNumber {
-        self.first_wal
+    /// The oldest segment of each stream that may hold a record of this memtable.
+    pub(crate) fn first_segments(&self) -> Floor {
+        self.first_segments
     }
 }
 

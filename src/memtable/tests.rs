@@ -16,7 +16,7 @@ fn insert(memtable: &Memtable, key: &[u8], seqno: SeqNo) {
 
 #[test]
 fn a_lookup_finds_the_newest_version_at_its_seqno() {
-    let memtable = Memtable::new(1);
+    let memtable = Memtable::new(Floor { wal: 1, values: 0 });
     for seqno in [3, 7, 5] {
         insert(&memtable, b"k", seqno);
     }
@@ -27,7 +27,7 @@ fn a_lookup_finds_the_newest_version_at_its_seqno() {
 
 #[test]
 fn a_source_outlives_its_memtable_without_pinning_it() {
-    let memtable = Arc::new(Memtable::new(1));
+    let memtable = Arc::new(Memtable::new(Floor { wal: 1, values: 0 }));
     for i in 0..200u32 {
         insert(&memtable, &i.to_be_bytes(), u64::from(i) + 1);
     }
@@ -51,11 +51,11 @@ proptest! {
         before in prop::collection::vec(prop::collection::vec(0u8..3, 0..4), 0..40),
         target in prop::option::of((prop::collection::vec(0u8..3, 0..4), 0u64..200)),
     ) {
-        let last = Memtable::new(1);
+        let last = Memtable::new(Floor { wal: 1, values: 0 });
         for (i, key) in before.iter().enumerate() {
             insert(&last, key, i as u64);
         }
-        let memtable = Arc::new(last.follower(1));
+        let memtable = Arc::new(last.follower(Floor { wal: 1, values: 0 }));
         let mut model = BTreeMap::new();
         for (i, key) in keys.iter().enumerate() {
             let seqno = i as u64 + 1;

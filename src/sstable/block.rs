@@ -14,6 +14,7 @@ use bytes::Bytes;
 use crate::cache::Weigh;
 use crate::codec::{Cursor, Sink, varint_len};
 use crate::key::{KEY_BYTES_MAX, SeqNo, Trailer, VALUE_BYTES_MAX, ValueKind, compare};
+use crate::pointer::Pointer;
 
 /// What an entry costs beside its own bytes: its offset and its tag.
 const ENTRY_EXTRA: usize = 3;
@@ -237,9 +238,11 @@ fn skip_entry(cursor: &mut Cursor<'_>) -> Option<()> {
     let value_len = usize::try_from(cursor.varint()?).ok()?;
     let trailer = Trailer::from_u64(cursor.u64()?)?;
     cursor.bytes(key_len)?;
-    cursor.bytes(value_len)?;
-    let valid = key_len <= KEY_BYTES_MAX
-        && value_len <= VALUE_BYTES_MAX
-        && (trailer.kind() == ValueKind::Put || value_len == 0);
-    valid.then_some(())
+    let value = cursor.bytes(value_len)?;
+    let fits = match trailer.kind() {
+        ValueKind::Delete => value.is_empty(),
+        ValueKind::Put => value_len <= VALUE_BYTES_MAX,
+        ValueKind::Pointer => Pointer::decode(value).is_some(),
+    };
+    (fits && key_len <= KEY_BYTES_MAX).then_some(())
 }

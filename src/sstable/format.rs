@@ -1,8 +1,8 @@
 //! The bytes of a table file: written once, sealed by checksums, read by nobody but this module's
 //! friends.
 //!
-//! A table is its data blocks, then filter block, index block, properties block and footer, with
-//! nothing between them. All integers are little-endian; varints as in `codec`.
+//! A table is its data blocks, references blocks, filter block, index block, properties block and
+//! footer, with nothing between them. All integers are little-endian; varints as in `codec`.
 //!
 //! Every block stands as its stored bytes followed by a trailer, whose CRC32C covers the stored
 //! bytes, the compression, the kind of block, the file number and the offset of the block:
@@ -40,7 +40,9 @@
 //! key; else its trailer is u64::MAX, before all versions of the key, and the user key may be
 //! shortened.
 //!
-//! The filter block is as `filter` encodes it. The properties block holds what the manifest says
+//! A references block has what the table refers to in one segment of the value log, and is laid
+//! out in `references`; the manifest says where it stands. The filter block is as `filter` encodes
+//! it. The properties block holds what the manifest says
 //! about the table, from [`super::TableMeta::put_facts`], then u32 target block bytes and u32
 //! filter bits per key in thousandths.
 //!
@@ -71,6 +73,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::filename::FileNumber;
 use crate::filter::FILTER_BYTES_MAX;
 use crate::key::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::lz4;
 
 /// The version that is written, and the newest that is read.
 pub(crate) const FORMAT_VERSION: u32 = 1;
@@ -78,12 +81,8 @@ pub(crate) const FORMAT_VERSION: u32 = 1;
 pub(crate) const FOOTER_BYTES: usize = 72;
 /// The size of a block's trailer.
 pub(crate) const BLOCK_TRAILER_BYTES: usize = 5;
-/// Blocks above this size are stored as they are, so that a reader can bound what it unpacks.
-pub(crate) const COMPRESS_BYTES_MAX: usize = 64 << 20;
 /// The largest data block: one entry of the largest key and value.
 pub(crate) const BLOCK_BYTES_MAX: usize = KEY_BYTES_MAX + VALUE_BYTES_MAX + 64;
-/// LZ4 cannot do better; a block that claims to is not one of ours.
-const LZ4_RATIO_MAX: usize = 255;
 const MAGIC: u64 = u64::from_le_bytes(*b"seerdb\0T");
 
 /// What a block is for; part of its CRC.
@@ -94,6 +93,7 @@ pub(crate) enum BlockKind {
     Index = 2,
     Filter = 3,
     Properties = 4,
+    References = 5,
 }
 
 /// How a block is stored. The numbers are frozen.
@@ -193,21 +193,8 @@ pub(crate) fn open_block(
     match how {
         0 if handle.raw == handle.stored => Ok(bytes.slice(..stored_bytes)),
         0 => Err(bad("its length contradicts the index")),
-        1 if kind == BlockKind::Data => unpack(stored, handle.raw as usize).map_err(bad),
+        1 if kind == BlockKind::Data => lz4::unpack(stored, handle.raw as usize).map_err(bad),
         _ => Err(bad("unknown compression")),
-    }
-}
-
-fn unpack(stored: &[u8], raw: usize) -> std::result::Result<Bytes, &'static str> {
-    if raw > COMPRESS_BYTES_MAX || raw > stored.len().saturating_mul(LZ4_RATIO_MAX) {
-        return Err("unpacked it would be too large");
-    }
-    let mut out = Vec::new();
-    out.try_reserve_exact(raw).map_err(|_| "no memory to unpack it")?;
-    out.resize(raw, 0);
-    match lz4_flex::block::decompress_into(stored, &mut out) {
-        Ok(bytes) if bytes == raw => Ok(Bytes::from(out)),
-        _ => Err("LZ4 cannot unpack it"),
     }
 }
 

@@ -114,7 +114,7 @@ impl Index {
             offset = handle.end();
         }
         if offset != Some(data_end) {
-            return Err("the data blocks do not end where the filter begins");
+            return Err("the data blocks do not end where what follows begins");
         }
         let mut from = 0;
         for &end in &index.ends {

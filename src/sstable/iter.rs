@@ -23,7 +23,7 @@ use crate::key::{KeyBuf, Trailer};
 
 use super::block::EntryAt;
 use super::reader::Read;
-use super::{Block, BlockCache, BlockId, Run, Table};
+use super::{Block, BlockCache, CacheId, Cached, Run, Table};
 
 /// How many loads in a row, one block after the other, make a scan that deserves reading ahead.
 const STREAK: u32 = 2;
@@ -229,7 +229,8 @@ impl RunIter {
         {
             // In the cache a block must not keep its whole window in memory.
             *found = found.to_owned_bytes();
-            cache.insert(BlockId { file: table.meta().number, block: self.number }, found.clone());
+            let id = CacheId::block(table.meta().number, self.number);
+            cache.insert(id, Cached::Block(found.clone()));
         }
         if block.is_none() {
             self.window = None;
@@ -326,9 +327,7 @@ impl RunIter {
         }
         Ahead { span, read: reader.start(first.offset, len) }
     }
-}
 
-impl RunIter {
     /// The entry that the iterator is at, and its block.
     fn current(&self) -> (&Block, EntryAt) {
         match (&self.block, self.entry) {

@@ -13,32 +13,83 @@ pub(crate) mod format;
 pub(crate) mod index;
 mod iter;
 mod reader;
+pub(crate) mod references;
 mod run;
 #[cfg(test)]
 mod tests;
 mod verify;
 mod writer;
 
-use crate::cache::ByteCache;
+use bytes::Bytes;
+
+use crate::cache::{ByteCache, Weigh};
 use crate::codec::{Cursor, Sink};
 use crate::filename::FileNumber;
 use crate::key::{KEY_BYTES_MAX, SEQNO_MAX, SeqNo, Trailer, ValueKind};
+use crate::pointer::Pointer;
 
 pub(crate) use block::Block;
 pub(crate) use iter::{BlockSource, RunIter};
 pub(crate) use reader::{Lookup, Table};
+pub(crate) use references::Reference;
 pub(crate) use run::Run;
 pub(crate) use writer::{TableWriter, TableWriterOptions};
 
-/// The cache of decoded data blocks.
-pub(crate) type BlockCache = ByteCache<BlockId, Block>;
+/// The cache of decoded data blocks and of values.
+pub(crate) type BlockCache = ByteCache<CacheId, Cached>;
 
-/// A data block of a database.
+/// What is in the cache: a file number serves once, so that blocks and values never share an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct BlockId {
-    pub(crate) file: FileNumber,
-    /// The number of the block in its table, from 0.
-    pub(crate) block: usize,
+pub(crate) struct CacheId {
+    /// The number of a table, or of a segment of the value log.
+    file: FileNumber,
+    /// The number of the block in its table, from 0; the position of the value.
+    at: u64,
+}
+
+impl CacheId {
+    pub(crate) fn block(file: FileNumber, block: usize) -> Self {
+        CacheId { file, at: block as u64 }
+    }
+
+    pub(crate) fn value(pointer: &Pointer) -> Self {
+        let file = if planted!(CacheByPositionOnly) { 0 } else { pointer.segment };
+        CacheId { file, at: u64::from(pointer.position) }
+    }
+}
+
+/// A cached block or value.
+#[derive(Clone)]
+pub(crate) enum Cached {
+    Block(Block),
+    /// A value, and the check of the pointer that it was read by.
+    Value(u32, Bytes),
+}
+
+impl Cached {
+    fn into_block(self) -> Option<Block> {
+        match self {
+            Cached::Block(block) => Some(block),
+            Cached::Value(..) => None,
+        }
+    }
+
+    /// The value, if `pointer` is the one that it was read by.
+    pub(crate) fn into_value(self, pointer: &Pointer) -> Option<Bytes> {
+        match self {
+            Cached::Value(check, value) if check == pointer.check() => Some(value),
+            _ => None,
+        }
+    }
+}
+
+impl Weigh for Cached {
+    fn weight(&self) -> usize {
+        match self {
+            Cached::Block(block) => block.weight(),
+            Cached::Value(_, value) => value.len(),
+        }
+    }
 }
 
 /// What the manifest says about a table.
@@ -58,6 +109,8 @@ pub(crate) struct TableMeta {
     pub(crate) largest: Vec<u8>,
     pub(crate) seqno_min: SeqNo,
     pub(crate) seqno_max: SeqNo,
+    /// What it refers to in the value log, by segment, ascending.
+    pub(crate) references: Vec<Reference>,
 }
 
 impl TableMeta {
@@ -77,6 +130,10 @@ impl TableMeta {
         sink.put_varint(self.seqno_max);
         sink.put_slice(&self.smallest);
         sink.put_slice(&self.largest);
+        sink.put_varint(self.references.len() as u64);
+        for reference in &self.references {
+            reference.encode(sink);
+        }
     }
 
     /// The description of a table without entries, to be completed by [`TableMeta::note`].
@@ -91,7 +148,13 @@ impl TableMeta {
             largest: Vec::new(),
             seqno_min: SEQNO_MAX,
             seqno_max: 0,
+            references: Vec::new(),
         }
+    }
+
+    /// The bytes in the value log that it refers to.
+    pub(crate) fn referenced_bytes(&self) -> u64 {
+        self.references.iter().map(|reference| reference.bytes).sum()
     }
 
     /// Takes the next entry of the table into account.
@@ -123,9 +186,11 @@ impl TableMeta {
             seqno_max: cursor.varint()?,
             smallest: cursor.slice()?.to_vec(),
             largest: cursor.slice()?.to_vec(),
+            references: references::decode_list(cursor)?,
         };
         let valid = meta.entries > 0
             && meta.tombstones <= meta.entries
+            && meta.references.iter().map(|r| r.bodies).sum::<u64>() <= meta.entries
             && meta.seqno_min <= meta.seqno_max
             && meta.seqno_max <= SEQNO_MAX
             && meta.smallest <= meta.largest

@@ -22,10 +22,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::filename::FileName;
 use crate::filter::{Filter, hash_tag};
 use crate::key::{SeqNo, Trailer};
+use crate::pointer::Body;
 
 use super::format::{BlockKind, FOOTER_BYTES, FileRef, Footer, Handle, open_block};
 use super::index::Index;
-use super::{Block, BlockCache, BlockId, TableMeta};
+use super::references::{self, Reference};
+use super::{Block, BlockCache, CacheId, Cached, TableMeta};
 
 /// An open table.
 pub(crate) struct Table {
@@ -144,6 +146,22 @@ impl Table {
         BlockReader { file: &self.file, meta: &self.meta }
     }
 
+    /// The bodies of the value log that `reference`, one of this table's, stands for.
+    ///
+    /// # Errors
+    ///
+    /// `Corruption` when the list does not check out twice in a row, `Io`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub(crate) async fn bodies(&self, reference: &Reference) -> Result<Vec<Body>> {
+        match self.reader().bodies(reference).await {
+            Err(error) if is_worth_repeating(&error) => self.reader().bodies(reference).await,
+            result => result,
+        }
+    }
+
     /// Whether a key with this hash may be in the table; `false` is certain.
     pub(crate) fn may_contain(&self, hash: u64) -> bool {
         self.filter.may_contain(hash)
@@ -158,7 +176,7 @@ impl Table {
     /// The block, if it is in the cache.
     pub(crate) fn cached_block(&self, cache: &BlockCache, block: usize) -> Option<Block> {
         let block = if planted!(CacheByFileOnly) { 0 } else { block };
-        cache.get(&BlockId { file: self.meta.number, block })
+        cache.get(&CacheId::block(self.meta.number, block))?.into_block()
     }
 
     /// The block, if the page cache has it: one system call on this thread, without a future.
@@ -177,7 +195,7 @@ impl Table {
         }
         let found = self.reader().decode_block(handle, &Bytes::from(bytes)).ok()?;
         if fill {
-            cache.insert(BlockId { file: self.meta.number, block }, found.clone());
+            cache.insert(CacheId::block(self.meta.number, block), Cached::Block(found.clone()));
         }
         Some(found)
     }
@@ -201,9 +219,11 @@ impl Table {
             return self.reader().block(self.index.handle(block)).await;
         };
         let table = self.clone();
-        let load = async move { table.reader().block(table.index.handle(block)).await };
+        let handle = table.index.handle(block);
+        let load = async move { table.reader().block(handle).await.map(Cached::Block) };
         let block = if planted!(CacheByFileOnly) { 0 } else { block };
-        cache.load(BlockId { file: self.meta.number, block }, fill, load).await
+        let found = cache.load(CacheId::block(self.meta.number, block), fill, load).await?;
+        Ok(found.into_block().expect("tables and value files share no number"))
     }
 
     /// The newest version of `key` visible at `seqno`, as far as the cache and the page cache can
@@ -358,6 +378,15 @@ impl<'a> BlockReader<'a> {
         Ok(if shares && wasteful { block.to_owned_bytes() } else { block })
     }
 
+    async fn bodies(&self, reference: &Reference) -> Result<Vec<Body>> {
+        let handle = reference.handle;
+        let bytes = self.bytes(handle.offset, handle.file_bytes()).await?;
+        let block = open_block(self.file_ref(), BlockKind::References, handle, &bytes)?;
+        references::decode(&block, reference).map_err(|what| {
+            self.file_ref().corruption(handle.offset, format!("references block: {what}"))
+        })
+    }
+
     /// The data block that stands as `bytes` at `handle`.
     pub(super) fn decode_block(&self, handle: Handle, bytes: &Bytes) -> Result<Block> {
         let raw = open_block(self.file_ref(), BlockKind::Data, handle, bytes)?;
@@ -385,7 +414,12 @@ impl<'a> BlockReader<'a> {
         };
         let filter = Filter::decode(part(BlockKind::Filter, footer.filter)?)
             .ok_or_else(|| file.corruption(footer.filter.offset, "filter block: no filter"))?;
-        let index = Index::decode(&part(BlockKind::Index, footer.index)?, start)
+        let references = self.meta.references.as_slice();
+        let data_end = references.first().map_or(start, |first| first.handle.offset);
+        if references.last().is_some_and(|last| last.handle.end() != Some(start)) {
+            return Err(file.corruption(start, "its references do not end where the filter begins"));
+        }
+        let index = Index::decode(&part(BlockKind::Index, footer.index)?, data_end)
             .map_err(|what| file.corruption(footer.index.offset, format!("index block: {what}")))?;
         let mut facts = Vec::new();
         self.meta.put_facts(&mut facts);

@@ -22,9 +22,13 @@ use crate::filter::key_hash;
 use crate::iter::{Direction, Position, Source};
 use crate::key::{Trailer, ValueKind, compare};
 use crate::options::Compression;
+use crate::pointer::Pointer;
+use crate::sstable::format::Handle;
 
 /// Internal keys in their order, with values; tombstones have empty ones.
 type Entries = Vec<(Vec<u8>, Trailer, Vec<u8>)>;
+
+mod decoding;
 
 fn fs() -> Fs {
     Env::new(&Default::default()).unwrap().fs().clone()
@@ -203,19 +207,33 @@ proptest! {
     }
 }
 
-/// Ten keys in less than 2 KiB, one of them with versions over several blocks.
+/// Ten keys in less than 2 KiB, one of them with versions over several blocks, one with values
+/// elsewhere.
 fn small_table() -> Entries {
     let mut entries = Entries::new();
     for key in 0..10u64 {
         let versions = if key == 5 { 8 } else { 2 };
         for version in 0..versions {
-            let kind = if key == 3 && version == 0 { ValueKind::Delete } else { ValueKind::Put };
-            let trailer = Trailer::new(100 + key * 20 - version, kind);
-            let value = match kind {
-                ValueKind::Put => format!("value {version} of {key}, {}", "-".repeat(24)),
-                ValueKind::Delete => String::new(),
+            let kind = match (key, version) {
+                (3, 0) => ValueKind::Delete,
+                (7, _) => ValueKind::Pointer,
+                _ => ValueKind::Put,
             };
-            entries.push((format!("key{key:02}").into_bytes(), trailer, value.into_bytes()));
+            let trailer = Trailer::new(100 + key * 20 - version, kind);
+            let name = format!("key{key:02}").into_bytes();
+            let value = format!("value {version} of {key}, {}", "-".repeat(24)).into_bytes();
+            let value = match kind {
+                ValueKind::Put => value,
+                ValueKind::Delete => Vec::new(),
+                ValueKind::Pointer => {
+                    let position = 5000 - 100 * u32::try_from(version).unwrap();
+                    let raw = u32::try_from(value.len()).unwrap();
+                    Pointer::new(4 + version, position, &name, &value, raw, trailer.seqno())
+                        .encode()
+                        .to_vec()
+                }
+            };
+            entries.push((name, trailer, value));
         }
     }
     entries
@@ -487,89 +505,6 @@ fn the_tables_of_a_run_stand_in_order() {
         block_on(Table::open(&fs, dir.path(), Arc::new(meta))).unwrap()
     };
     Run::new(3, vec![open(2), open(1)]);
-}
-
-#[test]
-fn descriptions_round_trip_and_nonsense_is_refused() {
-    let meta = TableMeta {
-        number: 7,
-        file_bytes: 4711,
-        checksum: 0xDEAD_BEEF,
-        entries: 10,
-        tombstones: 3,
-        smallest: b"a".to_vec(),
-        largest: b"b".to_vec(),
-        seqno_min: 5,
-        seqno_max: 9,
-    };
-    let mut bytes = Vec::new();
-    meta.encode(&mut bytes);
-    assert_eq!(TableMeta::decode(&mut Cursor::new(&bytes)), Some(meta.clone()));
-    for len in 0..bytes.len() {
-        assert_eq!(TableMeta::decode(&mut Cursor::new(&bytes[..len])), None);
-    }
-    for bad in [
-        TableMeta { tombstones: 11, ..meta.clone() },
-        TableMeta { seqno_min: 10, ..meta.clone() },
-        TableMeta { largest: b"".to_vec(), ..meta.clone() },
-        TableMeta { entries: 0, tombstones: 0, ..meta },
-    ] {
-        let mut bytes = Vec::new();
-        bad.encode(&mut bytes);
-        assert_eq!(TableMeta::decode(&mut Cursor::new(&bytes)), None);
-    }
-}
-
-/// Checksums are no authentication: whatever a block holds, decoding it answers or refuses.
-fn poke(bytes: Bytes) {
-    if let Ok(block) = Block::decode(bytes) {
-        for index in 0..block.len() {
-            let entry = block.at(index);
-            let key = block.key(entry).to_vec();
-            assert_eq!(block.value(entry), block.value_bytes(entry));
-            block.seek(&key, entry.trailer);
-            block.get(&key, block.tags()[index], entry.trailer.seqno());
-        }
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
-
-    #[test]
-    fn no_bytes_make_a_decoder_panic(
-        entries in any_entries(12),
-        noise in prop::collection::vec(any::<u8>(), 0..200),
-        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
-    ) {
-        poke(Bytes::from(noise.clone()));
-        drop(index::Index::decode(&noise, 100));
-        drop(TableMeta::decode(&mut Cursor::new(&noise)));
-        let file = format::FileRef { path: Path::new("x"), number: 1 };
-        drop(format::Footer::decode(file, 1000, &noise));
-        let mut builder = block::BlockBuilder::default();
-        let mut index = index::IndexBuilder::default();
-        let mut last: Option<&[u8]> = None;
-        for (at, (key, trailer, value)) in entries.iter().enumerate() {
-            builder.add(key, *trailer, value, 0);
-            index.begin_block(last, key, *trailer);
-            last = Some(key);
-            index.end_block(format::Handle { offset: at as u64 * 15, stored: 10, raw: 10 });
-        }
-        let mut bytes = builder.finish().to_vec();
-        for (at, byte) in &changes {
-            let at = at.index(bytes.len());
-            bytes[at] = *byte;
-        }
-        poke(Bytes::from(bytes));
-        let mut bytes = index.finish();
-        prop_assert!(index::Index::decode(&bytes, entries.len() as u64 * 15).is_ok());
-        for (at, byte) in &changes {
-            let at = at.index(bytes.len());
-            bytes[at] = *byte;
-        }
-        drop(index::Index::decode(&bytes, entries.len() as u64 * 15));
-    }
 }
 
 #[test]

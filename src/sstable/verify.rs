@@ -2,14 +2,18 @@
 //!
 //! It streams through the background class and holds one window of the file at a time.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::codec::crc32c_append;
 use crate::error::{Error, Result};
+use crate::filename::FileNumber;
 use crate::filter::{hash_tag, key_hash};
-use crate::key::{Trailer, compare};
+use crate::key::{Trailer, ValueKind, compare};
+use crate::pointer::Body;
 
 use super::reader::{BlockReader, is_worth_repeating};
+use super::references::ReferencesBuilder;
 use super::{Block, Table, TableMeta};
 
 /// How much is read at once.
@@ -62,6 +66,7 @@ impl Table {
         }
         let bad = |offset, what: &str| -> Error { reader.file_ref().corruption(offset, what) };
         seen.check(self.meta()).map_err(|what| bad(0, what))?;
+        self.check_references(seen.references.finish()).await?;
         while offset < properties_at {
             let left = properties_at - offset;
             let len = usize::try_from(left).unwrap_or(WINDOW_BYTES).min(WINDOW_BYTES);
@@ -74,6 +79,24 @@ impl Table {
         Ok(())
     }
 
+    /// Reads what the table says it refers to, and compares it with what it refers to.
+    async fn check_references(&self, mut found: BTreeMap<FileNumber, Vec<Body>>) -> Result<()> {
+        for reference in &self.meta().references {
+            let listed = self.bodies(reference).await?;
+            if found.remove(&reference.segment) != Some(listed) {
+                let what = "references block: it lists other bodies than the entries refer to";
+                return Err(self.reader().file_ref().corruption(reference.handle.offset, what));
+            }
+        }
+        match found.keys().next() {
+            None => Ok(()),
+            Some(segment) => {
+                let what = format!("no references block lists segment {segment}");
+                Err(self.reader().file_ref().corruption(0, what))
+            }
+        }
+    }
+
     fn check_block(
         &self,
         number: usize,
@@ -83,7 +106,7 @@ impl Table {
         for index in 0..block.len() {
             let entry = block.at(index);
             let key = block.key(entry);
-            seen.add(key, entry.trailer)?;
+            seen.add(key, entry.trailer, block.value(entry))?;
             let hash = key_hash(key);
             if block.tags().get(index) != Some(&hash_tag(hash)) {
                 return Err("data block: a tag is not its key's");
@@ -103,14 +126,21 @@ impl Table {
 struct Seen {
     meta: TableMeta,
     last: Option<Trailer>,
+    references: ReferencesBuilder,
 }
 
 impl Seen {
     fn new(number: u64) -> Seen {
-        Seen { meta: TableMeta::empty(number), last: None }
+        let references = ReferencesBuilder::default();
+        Seen { meta: TableMeta::empty(number), last: None, references }
     }
 
-    fn add(&mut self, key: &[u8], trailer: Trailer) -> std::result::Result<(), &'static str> {
+    fn add(
+        &mut self,
+        key: &[u8],
+        trailer: Trailer,
+        value: &[u8],
+    ) -> std::result::Result<(), &'static str> {
         match self.last {
             Some(last) if compare((&self.meta.largest, last), (key, trailer)).is_ge() => {
                 return Err("data block: its keys do not ascend");
@@ -119,11 +149,15 @@ impl Seen {
         }
         self.last = Some(trailer);
         self.meta.note(key, trailer);
+        if trailer.kind() == ValueKind::Pointer {
+            self.references.note(key, trailer, value);
+        }
         Ok(())
     }
 
     fn check(&self, meta: &TableMeta) -> std::result::Result<(), &'static str> {
-        let expected = TableMeta { file_bytes: 0, checksum: 0, ..meta.clone() };
+        let references = Vec::new();
+        let expected = TableMeta { file_bytes: 0, checksum: 0, references, ..meta.clone() };
         if self.meta == expected { Ok(()) } else { Err("its entries contradict the manifest") }
     }
 }

@@ -7,12 +7,14 @@
 //! | 1 | table added | level u8, run id varint, table description (length varint, bytes) |
 //! | 2 | table removed | number varint |
 //! | 3 | table moved | number varint, level u8, run id varint |
-//! | 4 | WAL added | number varint, salt u64, stream u8 |
-//! | 5 | WAL removed | number varint |
+//! | 4 | segment added | number varint, salt u64, stream u8 |
+//! | 5 | segment removed | number varint |
 //! | 6 | flushed seqno | varint, at most once |
 //! | 7 | next file number | varint, at most once |
 //! | 8 | next run id | varint, at most once |
 //! | 9 | durable seqno | varint, at most once |
+//! | 10 | values added | description as in `vlog`: a segment that is sealed, or a rewritten file |
+//! | 11 | values removed | file number varint |
 //!
 //! Invariants:
 //! 1. The tags are frozen. A reader refuses a tag it does not know: a newer version wrote it.
@@ -23,28 +25,31 @@ use std::sync::Arc;
 use crate::codec::{Cursor, Sink};
 use crate::filename::FileNumber;
 use crate::key::SeqNo;
+use crate::log::format::Stream;
 use crate::sstable::TableMeta;
+use crate::vlog::ValuesMeta;
 
 use super::RunId;
 
 const TABLE_ADDED: u64 = 1;
 const TABLE_REMOVED: u64 = 2;
 const TABLE_MOVED: u64 = 3;
-const WAL_ADDED: u64 = 4;
-const WAL_REMOVED: u64 = 5;
+const SEGMENT_ADDED: u64 = 4;
+const SEGMENT_REMOVED: u64 = 5;
 const FLUSHED_SEQNO: u64 = 6;
 const NEXT_FILE: u64 = 7;
 const NEXT_RUN: u64 = 8;
 const DURABLE_SEQNO: u64 = 9;
+const VALUES_ADDED: u64 = 10;
+const VALUES_REMOVED: u64 = 11;
 
-/// A WAL segment that recovery must read.
+/// A log segment that recovery must read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct WalRef {
+pub(crate) struct SegmentName {
     pub(crate) number: FileNumber,
     /// The salt that its records were written with.
     pub(crate) salt: u64,
-    /// Which log stream it belongs to.
-    pub(crate) stream: u8,
+    pub(crate) stream: Stream,
 }
 
 /// A change of the database's state.
@@ -55,8 +60,12 @@ pub(crate) struct VersionEdit {
     pub(crate) tables_removed: Vec<FileNumber>,
     /// New level and run of tables that stay as they are.
     pub(crate) tables_moved: Vec<(FileNumber, u8, RunId)>,
-    pub(crate) wals_added: Vec<WalRef>,
-    pub(crate) wals_removed: Vec<FileNumber>,
+    pub(crate) segments_added: Vec<SegmentName>,
+    pub(crate) segments_removed: Vec<FileNumber>,
+    /// Files of the value log that need no replay from now on: segments that leave the log, which
+    /// `segments_removed` names too, and rewritten files.
+    pub(crate) values_added: Vec<ValuesMeta>,
+    pub(crate) values_removed: Vec<FileNumber>,
     /// Every seqno up to this one is in tables.
     pub(crate) flushed_seqno: Option<SeqNo>,
     /// Every seqno up to this one was durable before the edit was written.
@@ -98,14 +107,22 @@ impl VersionEdit {
             out.put_u8(*level);
             out.put_varint(*run);
         }
-        for wal in &self.wals_added {
-            out.put_varint(WAL_ADDED);
-            out.put_varint(wal.number);
-            out.put_u64(wal.salt);
-            out.put_u8(wal.stream);
+        for named in &self.segments_added {
+            out.put_varint(SEGMENT_ADDED);
+            out.put_varint(named.number);
+            out.put_u64(named.salt);
+            out.put_u8(named.stream as u8);
         }
-        for number in &self.wals_removed {
-            out.put_varint(WAL_REMOVED);
+        for number in &self.segments_removed {
+            out.put_varint(SEGMENT_REMOVED);
+            out.put_varint(*number);
+        }
+        for meta in &self.values_added {
+            out.put_varint(VALUES_ADDED);
+            meta.encode(out);
+        }
+        for number in &self.values_removed {
+            out.put_varint(VALUES_REMOVED);
             out.put_varint(*number);
         }
         let counters = [
@@ -153,12 +170,14 @@ impl VersionEdit {
             TABLE_MOVED => {
                 self.tables_moved.push((cursor.varint()?, cursor.u8()?, cursor.varint()?));
             }
-            WAL_ADDED => self.wals_added.push(WalRef {
+            SEGMENT_ADDED => self.segments_added.push(SegmentName {
                 number: cursor.varint()?,
                 salt: cursor.u64()?,
-                stream: cursor.u8()?,
+                stream: Stream::from_byte(cursor.u8()?)?,
             }),
-            WAL_REMOVED => self.wals_removed.push(cursor.varint()?),
+            SEGMENT_REMOVED => self.segments_removed.push(cursor.varint()?),
+            VALUES_ADDED => self.values_added.push(ValuesMeta::decode(cursor)?),
+            VALUES_REMOVED => self.values_removed.push(cursor.varint()?),
             FLUSHED_SEQNO => once(&mut self.flushed_seqno, cursor.varint()?)?,
             NEXT_FILE => once(&mut self.next_file, cursor.varint()?)?,
             NEXT_RUN => once(&mut self.next_run, cursor.varint()?)?,

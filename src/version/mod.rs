@@ -23,7 +23,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::filename::FileNumber;
+use crate::log::format::Stream;
 use crate::sstable::{Run, Table};
+use crate::vlog::ValuesMeta;
+use crate::vlog::file::ValueFile;
 
 use state::State;
 
@@ -41,18 +44,41 @@ pub(crate) struct Level {
     pub(crate) runs: Vec<Arc<Run>>,
 }
 
-/// The tables of the database at one moment.
+/// The tables and value files of the database at one moment.
 #[derive(Default)]
 pub(crate) struct Version {
     levels: [Level; LEVELS],
+    values: Vec<Values>,
+    /// Which of `values` holds a segment; those in the log, open for reading, too.
+    by_segment: HashMap<FileNumber, Arc<ValueFile>>,
+}
+
+/// A file of the value log that needs no replay.
+#[derive(Clone)]
+pub(crate) struct Values {
+    pub(crate) meta: Arc<ValuesMeta>,
+    pub(crate) file: Arc<ValueFile>,
+}
+
+/// What an edit adds, open.
+#[derive(Default)]
+pub(crate) struct Opened {
+    pub(crate) tables: Vec<Arc<Table>>,
+    pub(crate) values: Vec<Arc<ValueFile>>,
+}
+
+impl From<Vec<Arc<Table>>> for Opened {
+    fn from(tables: Vec<Arc<Table>>) -> Self {
+        Opened { tables, values: Vec::new() }
+    }
 }
 
 impl Version {
     /// The version of `state`; its tables come from `previous` and `opened`.
-    pub(super) fn build(state: &State, previous: &Version, opened: &[Arc<Table>]) -> Version {
+    pub(super) fn build(state: &State, previous: &Version, opened: &Opened) -> Version {
         let mut tables: HashMap<FileNumber, &Arc<Table>> =
             previous.tables().map(|table| (table.meta().number, table)).collect();
-        for table in opened {
+        for table in &opened.tables {
             let twin = tables.insert(table.meta().number, table);
             assert!(twin.is_none(), "table {} was open already", table.meta().number);
         }
@@ -70,8 +96,47 @@ impl Version {
                 })
                 .collect();
         }
+        version.take_values(state, previous, opened);
         version.check();
         version
+    }
+
+    fn take_values(&mut self, state: &State, previous: &Version, opened: &Opened) {
+        let files: HashMap<FileNumber, &Arc<ValueFile>> = previous
+            .by_segment
+            .values()
+            .chain(&opened.values)
+            .map(|file| (file.number(), file))
+            .collect();
+        let handle = |number: FileNumber| -> Arc<ValueFile> {
+            let file = files.get(&number).expect("every added value file comes opened");
+            Arc::clone(file)
+        };
+        for meta in state.values() {
+            let file = handle(meta.number);
+            let served = if planted!(MapFirstSegment) { 1 } else { usize::MAX };
+            let segments = meta.segments().iter().take(served);
+            self.by_segment.extend(segments.map(|segment| (*segment, file.clone())));
+            self.values.push(Values { meta: Arc::clone(meta), file });
+        }
+        for named in state.segments().filter(|named| named.stream == Stream::Values) {
+            self.by_segment.insert(named.number, handle(named.number));
+        }
+    }
+
+    /// The files of the value log that need no replay, by number.
+    pub(crate) fn values(&self) -> &[Values] {
+        &self.values
+    }
+
+    /// The file that holds `segment` of the value log.
+    pub(crate) fn value_file(&self, segment: FileNumber) -> Option<&Arc<ValueFile>> {
+        self.by_segment.get(&segment)
+    }
+
+    /// The files that hold segments, each at least once.
+    pub(super) fn value_files(&self) -> impl Iterator<Item = &Arc<ValueFile>> {
+        self.by_segment.values()
     }
 
     /// All levels.
@@ -101,9 +166,10 @@ impl Version {
         self.runs().count()
     }
 
-    /// The memory that the open tables hold (filters, indexes), in bytes.
+    /// The memory that the open files hold (filters, indexes, offsets), in bytes.
     pub(crate) fn resident_bytes(&self) -> usize {
-        self.tables().map(|table| table.resident_bytes()).sum()
+        let tables: usize = self.tables().map(|table| table.resident_bytes()).sum();
+        tables + self.values.iter().map(|values| values.file.resident_bytes()).sum::<usize>()
     }
 
     /// The deepest level that holds a run; 0 for an empty version.

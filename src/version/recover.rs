@@ -18,7 +18,10 @@ use seerdb_io::Fs;
 use crate::error::{Error, Result};
 use crate::filename::{FileName, FileNumber};
 use crate::key::SEQNO_MAX;
+use crate::log::format::Stream;
 use crate::sstable::Table;
+use crate::vlog::file::ValueFile;
+use crate::vlog::{Kind, ValuesMeta};
 
 use super::edit::VersionEdit;
 use super::manifest;
@@ -135,14 +138,45 @@ fn check_files(dir: &Path, state: &State, lens: &HashMap<FileName, u64>) -> Resu
             None => return Err(Error::corruption(name.in_dir(dir), 0, "the table is missing")),
         }
     }
-    for wal in state.wals() {
-        let name = FileName::Wal(wal.number);
+    for meta in state.values() {
+        let name = FileName::Values(meta.number);
+        let len = lens.get(&name).copied();
+        let fits = match meta.kind {
+            Kind::Segment { .. } => len.is_some_and(|len| len >= meta.bytes),
+            Kind::Rewritten { .. } => len == Some(meta.bytes),
+        };
+        if !fits {
+            let what = match len {
+                Some(len) => format!("the value file has {len} bytes instead of {}", meta.bytes),
+                None => "the value file is missing".to_string(),
+            };
+            let offset = len.unwrap_or(0).min(meta.bytes);
+            return Err(Error::corruption(name.in_dir(dir), offset, what));
+        }
+    }
+    for segment in state.segments() {
+        let name = segment.stream.file_name(segment.number);
         if !lens.contains_key(&name) && !planted!(IgnoreMissingLog) {
-            let what = "the WAL segment is missing";
+            let what = "the log segment is missing";
             return Err(Error::corruption(name.in_dir(dir), 0, what));
         }
     }
     Ok(())
+}
+
+/// Opens all files of the value log that `state` names, several at a time.
+pub(super) async fn open_values(fs: &Fs, dir: &Path, state: &State) -> Result<Vec<Arc<ValueFile>>> {
+    let in_log = state.segments().filter(|named| named.stream == Stream::Values);
+    let in_log = in_log.map(|named| {
+        let kind = Kind::Segment { salt: named.salt };
+        Arc::new(ValuesMeta { number: named.number, bytes: 0, kind })
+    });
+    let metas: Vec<_> = state.values().cloned().chain(in_log).collect();
+    stream::iter(metas)
+        .map(|meta| async move { ValueFile::open(fs, dir, &meta).await })
+        .buffer_unordered(OPEN_PARALLEL)
+        .try_collect()
+        .await
 }
 
 /// Opens all tables of `state`, several at a time.

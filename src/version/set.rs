@@ -26,29 +26,31 @@ use crate::filename::{FileName, FileNumber};
 use crate::key::SeqNo;
 use crate::options::Settings;
 use crate::record::FileId;
-use crate::sstable::Table;
+use crate::vlog::file::Pinned;
 
-use super::edit::{VersionEdit, WalRef};
+use super::edit::{SegmentName, VersionEdit};
 use super::manifest::{self, Writer};
 use super::recover::{self, Found};
 use super::state::State;
-use super::{RunId, Version};
+use super::{Opened, RunId, Version};
 
 /// A manifest that outgrows this is replaced by a fresh one, unless its first edit alone is that
 /// large.
 const MANIFEST_BYTES: u64 = 4 << 20;
 
 /// What [`VersionSet::open`] found.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Recovered {
     /// Whether the database was created by this open.
     pub(crate) created: bool,
-    /// The WAL segments to replay, by number.
-    pub(crate) wals: Vec<WalRef>,
+    /// The log segments to replay, by number.
+    pub(crate) segments: Vec<SegmentName>,
     /// Every seqno up to this one is in tables.
     pub(crate) flushed_seqno: SeqNo,
     /// Every seqno up to this one was durable.
     pub(crate) durable_seqno: SeqNo,
+    /// The files of the value log that need no replay.
+    pub(crate) values: Vec<FileNumber>,
 }
 
 /// The versions of one open database.
@@ -63,6 +65,10 @@ pub(crate) struct VersionSet {
     /// The number of the manifest that this open wrote first: files with smaller numbers are older
     /// than this open.
     first_number: FileNumber,
+    /// The bytes of value files that only readers of older versions need.
+    pinned: Pinned,
+    /// What was written to manifests since the open.
+    manifest_bytes: AtomicU64,
     /// Why nothing is applied any more.
     failure: parking_lot::Mutex<Option<Error>>,
     log: Mutex<Log>,
@@ -118,12 +124,16 @@ impl VersionSet {
             Found::Nothing => (true, State::empty()),
             Found::Database(state) => (false, *state),
         };
-        let opened = recover::open_tables(&fs, dir, &state).await?;
+        let opened = Opened {
+            tables: recover::open_tables(&fs, dir, &state).await?,
+            values: recover::open_values(&fs, dir, &state).await?,
+        };
         let recovered = Recovered {
             created,
-            wals: state.wals().copied().collect(),
+            segments: state.segments().copied().collect(),
             flushed_seqno: state.flushed_seqno(),
             durable_seqno: state.durable_seqno(),
+            values: state.values().map(|meta| meta.number).collect(),
         };
         // A fresh manifest at every open: whether the old one's tail is whole is never decided
         // twice, and nothing is appended to a file of another life.
@@ -143,6 +153,8 @@ impl VersionSet {
             next_file: AtomicU64::new(state.next_file()),
             next_run: AtomicU64::new(state.next_run()),
             first_number: number,
+            pinned: Pinned::default(),
+            manifest_bytes: AtomicU64::new(writer.bytes()),
             failure: parking_lot::Mutex::new(None),
             log: Mutex::new(Log { roll_bytes: roll_bytes(&writer), writer, state }),
         };
@@ -165,6 +177,16 @@ impl VersionSet {
     pub(crate) fn new_run_id(&self) -> RunId {
         // Order: only the uniqueness of the id matters.
         self.next_run.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// What was written to manifests since the open, in bytes.
+    pub(crate) fn manifest_bytes(&self) -> u64 {
+        self.manifest_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The bytes of value files that only readers of older versions need.
+    pub(crate) fn pinned_bytes(&self) -> u64 {
+        self.pinned.load(Ordering::Relaxed)
     }
 
     /// Why the set is fail-stop, if it is.
@@ -199,9 +221,10 @@ impl VersionSet {
     pub(crate) async fn apply<R>(
         &self,
         mut edit: VersionEdit,
-        opened: Vec<Arc<Table>>,
+        opened: impl Into<Opened>,
         install: impl FnOnce(&Arc<Version>) -> R,
     ) -> Result<R> {
+        let opened = opened.into();
         let mut log = self.log.lock().await;
         self.check_alive()?;
         self.roll(&mut log).await?;
@@ -211,14 +234,16 @@ impl VersionSet {
         edit.next_run = Some(self.next_run.load(Ordering::Relaxed));
         let state = log.state.apply(&edit);
         let state = state.unwrap_or_else(|what| panic!("a wrong version edit: {what}"));
-        assert_eq!(edit.tables_added.len(), opened.len(), "tables added and opened");
+        assert_eq!(edit.tables_added.len(), opened.tables.len(), "tables added and opened");
         let old = self.current();
         let version = Arc::new(Version::build(&state, &old, &opened));
         let payload = manifest::encode(&edit);
         log.writer.reserve(&payload).await?;
 
         let mut midway = Midway { set: self, is_armed: true };
+        let before = log.writer.bytes();
         let appended = log.writer.append(&payload).await;
+        self.manifest_bytes.fetch_add(log.writer.bytes() - before, Ordering::Relaxed);
         midway.is_armed = false;
         if planted!(AppendAfterFailedAppend) {
             appended?;
@@ -231,7 +256,20 @@ impl VersionSet {
         for table in old.tables().filter(|table| !stays.contains(&table.meta().number)) {
             table.retire(self.trash.clone());
         }
+        self.retire_values(&old, &version);
         Ok(install(&version))
+    }
+
+    /// Sees to it that the value files that left go with their last reader.
+    fn retire_values(&self, old: &Version, version: &Version) {
+        let stays: HashSet<FileNumber> = version.value_files().map(|file| file.number()).collect();
+        let bytes = |number: FileNumber| {
+            let values = old.values().iter().find(|values| values.meta.number == number);
+            values.map_or(0, |values| values.meta.bytes)
+        };
+        for file in old.value_files().filter(|file| !stays.contains(&file.number())) {
+            file.retire(self.trash.clone(), bytes(file.number()), &self.pinned);
+        }
     }
 
     /// Replaces the manifest by a fresh one when it has grown too large. Until CURRENT is touched
@@ -261,6 +299,7 @@ impl VersionSet {
         midway.is_armed = false;
         pointed.map_err(|error| self.fail(error))?;
         let old = FileName::Manifest(log.writer.id().number);
+        self.manifest_bytes.fetch_add(writer.bytes(), Ordering::Relaxed);
         *log = Log { roll_bytes: roll_bytes(&writer), writer, state };
         self.discard(old);
         Ok(())
@@ -268,17 +307,18 @@ impl VersionSet {
 
     /// Deletes files of ours that nothing refers to: tables, manifests and log segments that are
     /// older than this open, and a left-over CURRENT.tmp. To be called after `open` and before
-    /// tasks start; `keep_wals` are the segments to leave. Foreign names are left alone.
+    /// tasks start; `kept` are the segments to leave. Foreign names are left alone.
     ///
     /// # Errors
     ///
     /// When the directory cannot be listed or synced, or a file cannot be removed; the next open
     /// tries again.
-    pub(crate) async fn remove_orphans(&self, keep_wals: &[FileNumber]) -> Result<usize> {
+    pub(crate) async fn remove_orphans(&self, kept: &[FileNumber]) -> Result<usize> {
         let log = self.log.lock().await;
         self.check_alive()?;
         let in_force = log.writer.id().number;
         let tables: HashSet<FileNumber> = log.state.tables().map(|t| t.number).collect();
+        let values: HashSet<FileNumber> = log.state.values().map(|meta| meta.number).collect();
         let mut removed = 0;
         for entry in self.fs.list_dir(&self.dir).await? {
             let Some(name) = FileName::parse(&entry.name).filter(|_| entry.is_file) else {
@@ -290,7 +330,10 @@ impl VersionSet {
                 FileName::CurrentTemp => true,
                 FileName::Manifest(number) => is_old && number != in_force,
                 FileName::Table(number) => is_old && !tables.contains(&number),
-                FileName::Wal(number) => is_old && !keep_wals.contains(&number),
+                FileName::Wal(number) => is_old && !kept.contains(&number),
+                FileName::Values(number) => {
+                    is_old && !kept.contains(&number) && !values.contains(&number)
+                }
             };
             if is_orphan {
                 match self.fs.remove_file(name.in_dir(&self.dir)).await {

@@ -1,22 +1,25 @@
-//! What the manifest says: the tables by level and run, the live WAL segments and the counters.
+//! What the manifest says: the tables by level and run, the live log segments and the counters.
 //! Pure: no handles, no files.
 //!
 //! Invariants, checked by every [`State::apply`] (they hold for edits of ours; those from disk may
 //! break them, which is damage):
 //! 1. The levels obey the invariants of [`super::Version`].
 //! 2. Every file number in use is below `next_file`, every run id below `next_run`.
-//! 3. `flushed_seqno`, `next_file` and `next_run` never fall. `durable_seqno` is the highest that
+//! 3. A segment of the value log is in one file, or in the log; no table refers to any other.
+//! 4. `flushed_seqno`, `next_file` and `next_run` never fall. `durable_seqno` is the highest that
 //!    any edit said: edits are made side by side, and a later one may have looked earlier.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::filename::FileNumber;
 use crate::key::SeqNo;
-use crate::sstable::TableMeta;
+use crate::log::format::Stream;
+use crate::sstable::{Reference, TableMeta};
+use crate::vlog::ValuesMeta;
 
-use super::edit::{VersionEdit, WalRef};
+use super::edit::{SegmentName, VersionEdit};
 use super::{LEVELS, RunId};
 
 /// A run and the descriptions of its tables, in key order.
@@ -30,7 +33,8 @@ pub(crate) struct RunMeta {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct State {
     levels: [Vec<RunMeta>; LEVELS],
-    wals: BTreeMap<FileNumber, WalRef>,
+    segments: BTreeMap<FileNumber, SegmentName>,
+    values: BTreeMap<FileNumber, Arc<ValuesMeta>>,
     flushed_seqno: SeqNo,
     durable_seqno: SeqNo,
     next_file: FileNumber,
@@ -45,7 +49,8 @@ impl State {
     pub(crate) fn empty() -> State {
         State {
             levels: Default::default(),
-            wals: BTreeMap::new(),
+            segments: BTreeMap::new(),
+            values: BTreeMap::new(),
             flushed_seqno: 0,
             durable_seqno: 0,
             next_file: 1,
@@ -57,9 +62,14 @@ impl State {
         &self.levels
     }
 
-    /// The live WAL segments by number.
-    pub(crate) fn wals(&self) -> impl Iterator<Item = &WalRef> {
-        self.wals.values()
+    /// The live log segments by number.
+    pub(crate) fn segments(&self) -> impl Iterator<Item = &SegmentName> {
+        self.segments.values()
+    }
+
+    /// The files of the value log that need no replay, by number.
+    pub(crate) fn values(&self) -> impl Iterator<Item = &Arc<ValuesMeta>> {
+        self.values.values()
     }
 
     /// Every seqno up to this one is in tables.
@@ -90,7 +100,8 @@ impl State {
     /// The edit that makes this state out of the empty one.
     pub(crate) fn snapshot(&self) -> VersionEdit {
         let mut edit = VersionEdit {
-            wals_added: self.wals.values().copied().collect(),
+            segments_added: self.segments.values().copied().collect(),
+            values_added: self.values.values().map(|meta| (**meta).clone()).collect(),
             flushed_seqno: Some(self.flushed_seqno),
             durable_seqno: Some(self.durable_seqno),
             next_file: Some(self.next_file),
@@ -116,17 +127,33 @@ impl State {
         let next_run = rise("next run id", self.next_run, edit.next_run)?;
         let flushed_seqno = rise("flushed seqno", self.flushed_seqno, edit.flushed_seqno)?;
         let durable_seqno = edit.durable_seqno.unwrap_or(0).max(self.durable_seqno);
-        let mut wals = self.wals.clone();
-        for number in &edit.wals_removed {
-            wals.remove(number).ok_or_else(|| format!("WAL {number} is not there to remove"))?;
+        let mut segments = self.segments.clone();
+        for number in &edit.segments_removed {
+            segments
+                .remove(number)
+                .ok_or_else(|| format!("segment {number} is not there to remove"))?;
         }
-        for wal in &edit.wals_added {
-            if wal.number >= next_file || wals.insert(wal.number, *wal).is_some() {
-                return Err(format!("WAL {} cannot be added", wal.number));
+        for named in &edit.segments_added {
+            if named.number >= next_file || segments.insert(named.number, *named).is_some() {
+                return Err(format!("segment {} cannot be added", named.number));
+            }
+        }
+        let mut values = self.values.clone();
+        for number in &edit.values_removed {
+            let removed = values.remove(number);
+            removed.ok_or_else(|| format!("value file {number} is not there to remove"))?;
+        }
+        for meta in &edit.values_added {
+            let number = meta.number;
+            let is_known = segments.contains_key(&number)
+                || values.insert(number, Arc::new(meta.clone())).is_some();
+            if number >= next_file || is_known {
+                return Err(format!("value file {number} cannot be added"));
             }
         }
         let levels = regroup(self.place(edit, next_file, next_run)?);
-        let state = State { levels, wals, flushed_seqno, durable_seqno, next_file, next_run };
+        let state =
+            State { levels, segments, values, flushed_seqno, durable_seqno, next_file, next_run };
         state.check()?;
         Ok(state)
     }
@@ -193,6 +220,24 @@ impl State {
             }
             newer = run.id;
             floor = run.tables.iter().map(|table| table.seqno_min).min().unwrap_or(floor);
+        }
+        self.check_references()
+    }
+
+    /// Invariant 3.
+    fn check_references(&self) -> Result<(), String> {
+        let in_log = self.segments.values().filter(|named| named.stream == Stream::Values);
+        let mut known: HashSet<FileNumber> = in_log.map(|named| named.number).collect();
+        for segment in self.values.values().flat_map(|meta| meta.segments()) {
+            if !known.insert(*segment) {
+                return Err(format!("segment {segment} is in two files"));
+            }
+        }
+        for table in self.tables() {
+            let unknown = table.references.iter().find(|r| !known.contains(&r.segment));
+            if let Some(Reference { segment, .. }) = unknown {
+                return Err(format!("table {} refers to segment {segment}", table.number));
+            }
         }
         Ok(())
     }

@@ -2,11 +2,14 @@
 
 use proptest::prelude::*;
 
-use super::edit::{BadEdit, VersionEdit, WalRef};
+use super::edit::{BadEdit, SegmentName, VersionEdit};
 use super::state::State;
 use super::*;
 use crate::codec::Sink;
-use crate::sstable::TableMeta;
+use crate::log::format::Stream;
+use crate::sstable::format::Handle;
+use crate::sstable::{Reference, TableMeta};
+use crate::vlog::{Kind, ValuesMeta};
 
 /// A table of `keys`, with seqnos of its own.
 pub(super) fn table(number: FileNumber, keys: &str, seqnos: (u64, u64)) -> Arc<TableMeta> {
@@ -21,7 +24,31 @@ pub(super) fn table(number: FileNumber, keys: &str, seqnos: (u64, u64)) -> Arc<T
         largest: largest.into(),
         seqno_min: seqnos.0,
         seqno_max: seqnos.1,
+        references: Vec::new(),
     })
+}
+
+/// What a table of `entries` may refer to.
+fn references(entries: u64) -> Vec<Reference> {
+    let handle = |offset| Handle { offset, stored: 10, raw: 10 };
+    let reference =
+        |segment, bodies| Reference { segment, bodies, bytes: 100, handle: handle(segment * 15) };
+    let all = [reference(3, entries / 2), reference(4, entries / 3)];
+    all.into_iter().filter(|reference| reference.bodies > 0).collect()
+}
+
+fn values_strategy() -> impl Strategy<Value = ValuesMeta> {
+    let segments = proptest::collection::btree_set(any::<u64>(), 1..4);
+    (any::<u64>(), any::<u64>(), any::<u64>(), any::<bool>(), segments).prop_map(
+        |(number, bytes, salt, is_segment, segments)| {
+            let (checksum, segments) = (0xC0FFEE, segments.into_iter().collect());
+            let kind = match is_segment {
+                true => Kind::Segment { salt },
+                false => Kind::Rewritten { checksum, segments },
+            };
+            ValuesMeta { number, bytes, kind }
+        },
+    )
 }
 
 fn meta_strategy() -> impl Strategy<Value = Arc<TableMeta>> {
@@ -38,6 +65,7 @@ fn meta_strategy() -> impl Strategy<Value = Arc<TableMeta>> {
                 largest: a.max(b),
                 seqno_min: seqno / 2,
                 seqno_max: seqno,
+                references: references(entries),
             })
         },
     )
@@ -45,27 +73,30 @@ fn meta_strategy() -> impl Strategy<Value = Arc<TableMeta>> {
 
 fn edit_strategy() -> impl Strategy<Value = VersionEdit> {
     let few = 0..4usize;
-    let wal = (any::<u64>(), any::<u64>(), any::<u8>()).prop_map(|(number, salt, stream)| WalRef {
-        number,
-        salt,
-        stream,
+    let wal = (any::<u64>(), any::<u64>(), any::<bool>()).prop_map(|(number, salt, values)| {
+        let stream = if values { Stream::Values } else { Stream::Wal };
+        SegmentName { number, salt, stream }
     });
     (
         proptest::collection::vec((any::<u8>(), any::<u64>(), meta_strategy()), few.clone()),
         proptest::collection::vec(any::<u64>(), few.clone()),
         proptest::collection::vec((any::<u64>(), any::<u8>(), any::<u64>()), few.clone()),
         proptest::collection::vec(wal, few.clone()),
+        proptest::collection::vec(any::<u64>(), few.clone()),
+        proptest::collection::vec(values_strategy(), few.clone()),
         proptest::collection::vec(any::<u64>(), few),
         any::<[Option<u64>; 4]>(),
     )
-        .prop_map(|(added, removed, moved, wals, wals_removed, counters)| {
+        .prop_map(|(added, removed, moved, segments, gone, values, values_gone, counters)| {
             let [flushed_seqno, durable_seqno, next_file, next_run] = counters;
             VersionEdit {
                 tables_added: added,
                 tables_removed: removed,
                 tables_moved: moved,
-                wals_added: wals,
-                wals_removed,
+                segments_added: segments,
+                segments_removed: gone,
+                values_added: values,
+                values_removed: values_gone,
                 flushed_seqno,
                 durable_seqno,
                 next_file,
@@ -107,7 +138,7 @@ proptest! {
 
 #[test]
 fn unknown_tags_and_repeated_counters_are_refused() {
-    assert_eq!(VersionEdit::decode(&[10]), Err(BadEdit::UnknownTag(10)));
+    assert_eq!(VersionEdit::decode(&[12]), Err(BadEdit::UnknownTag(12)));
     assert_eq!(VersionEdit::decode(&[0]), Err(BadEdit::UnknownTag(0)));
     assert_eq!(VersionEdit::decode(&[9, 1, 9, 1]), Err(BadEdit::Malformed));
     assert_eq!(VersionEdit::decode(&[6]), Err(BadEdit::Malformed));
@@ -139,7 +170,7 @@ fn state() -> State {
             (2, 3, table(2, "n-p", (1, 20))),
             (2, 3, table(1, "a-m", (2, 39))),
         ],
-        wals_added: vec![WalRef { number: 6, salt: 1, stream: 0 }],
+        segments_added: vec![SegmentName { number: 6, salt: 1, stream: Stream::Wal }],
         flushed_seqno: Some(59),
         next_file: Some(7),
         next_run: Some(10),
@@ -190,7 +221,7 @@ fn contradictions_are_named() {
         (VersionEdit { tables_moved: vec![(5, 7, 9)], ..edit() }, "table 5 is in level 7, run 9"),
         (VersionEdit { tables_moved: vec![(5, 1, 9)], ..edit() }, "run 9 is not older than run 8"),
         (VersionEdit { tables_moved: vec![(4, 0, 9)], ..edit() }, "tables 5 and 4 overlap"),
-        (VersionEdit { wals_removed: vec![5], ..edit() }, "WAL 5 is not there to remove"),
+        (VersionEdit { segments_removed: vec![5], ..edit() }, "segment 5 is not there to remove"),
         (VersionEdit { next_file: Some(6), ..edit() }, "the next file number falls from 7 to 6"),
         (VersionEdit { next_run: Some(9), ..edit() }, "the next run id falls from 10 to 9"),
         (VersionEdit { flushed_seqno: Some(58), ..edit() }, "the flushed seqno falls"),

@@ -8,7 +8,8 @@ use futures::future::join_all;
 use seerdb::{Compression, DB, DBOptions, Durability};
 use tempfile::TempDir;
 
-use crate::support::{Rng, copy_dir, env, pause, scratch};
+use crate::single::kind_in;
+use crate::support::{Rng, copy_dir, env, files, pause, scratch};
 
 /// What every key that was ever written must read as; `None`: deleted.
 pub(crate) type Model = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
@@ -51,32 +52,52 @@ struct Recipe {
     default: Durability,
     compression: Compression,
     closed: bool,
+    /// Whether larger values stay in the log, and the log is collected.
+    separates: bool,
 }
 
-const RECIPES: [Recipe; 4] = [
+const RECIPES: [Recipe; 6] = [
     Recipe {
         name: "grouped, LZ4, closed",
         default: Durability::Synced,
         compression: Compression::Lz4,
         closed: true,
+        separates: false,
     },
     Recipe {
         name: "grouped, plain, killed",
         default: Durability::Synced,
         compression: Compression::None,
         closed: false,
+        separates: false,
     },
     Recipe {
         name: "cached, LZ4, killed",
         default: Durability::Written,
         compression: Compression::Lz4,
         closed: false,
+        separates: false,
     },
     Recipe {
         name: "cached, plain, closed",
         default: Durability::Written,
         compression: Compression::None,
         closed: true,
+        separates: false,
+    },
+    Recipe {
+        name: "grouped values, plain, closed",
+        default: Durability::Synced,
+        compression: Compression::None,
+        closed: true,
+        separates: true,
+    },
+    Recipe {
+        name: "cached values, LZ4, killed",
+        default: Durability::Written,
+        compression: Compression::Lz4,
+        closed: false,
+        separates: true,
     },
 ];
 
@@ -96,6 +117,12 @@ pub(crate) fn options(default: Durability) -> DBOptions {
         .runs_per_level(2)
 }
 
+/// The same with a value log of small segments, which is collected at every opportunity.
+pub(crate) fn separating(options: &DBOptions) -> DBOptions {
+    let options = options.clone().value_threshold(120).max_space_amplification(1.1);
+    options.value_segment_bytes(16 << 10)
+}
+
 /// All golden databases, made once.
 pub(crate) fn all() -> &'static [Golden] {
     static ALL: OnceLock<Vec<Golden>> = OnceLock::new();
@@ -108,6 +135,7 @@ fn make(recipe: &Recipe) -> Golden {
     let [dir, other] = ["golden", "other"].map(path);
     let older = ["older", "recent"].map(path);
     let options = options(recipe.default).compression(recipe.compression);
+    let options = if recipe.separates { separating(&options) } else { options };
     let model = futures::executor::block_on(async {
         // What background work makes of the same history differs a little from run to run.
         for attempt in 0..5 {
@@ -176,8 +204,10 @@ async fn build(
         copy_dir(live, dir);
         db.close().await.expect("a clean close");
     }
-    let wals = crate::support::files(dir).iter().filter(|name| name.ends_with(".wal")).count();
-    (levels >= 2 && wals >= 4).then_some(model)
+    let count = |kind: &str| files(dir).iter().filter(|name| kind_in(dir, name) == kind).count();
+    let has_values = !recipe.separates || count("VALUES") >= 2 && count("REWRITTEN") >= 1;
+    let wals = if recipe.separates { 1 } else { 4 };
+    (levels >= 2 && count("WAL") >= wals && has_values).then_some(model)
 }
 
 /// The number of levels that have tables.
@@ -191,7 +221,8 @@ pub(crate) async fn settle(db: &DB) {
     loop {
         pause(60).await;
         let stats = db.stats();
-        let now = (stats.flushes, stats.compactions, stats.memtables, stats.log_groups);
+        let rewrites = stats.value_log.rewrites;
+        let now = (stats.flushes, stats.compactions, stats.memtables, stats.log_groups, rewrites);
         if before == Some(now) && stats.memtables == 1 {
             return;
         }

@@ -4,12 +4,13 @@ use std::path::Path;
 
 use crate::golden::{self, Golden};
 use crate::runner::{Fault, run};
-use crate::single::kind;
+use crate::single::{kind, kind_in, of_kinds};
 use crate::support::{files, put, trials};
 
 fn fault(name: &str, fault: &str, golden: &Golden, what: String) -> Fault {
     let log = golden.name.split(',').next().unwrap();
-    Fault { row: format!("{:8} {fault:18} ({log})", kind(name)), what: format!("{name}: {what}") }
+    let kind = kind_in(&golden.dir, name);
+    Fault { row: format!("{kind:9} {fault:18} ({log})"), what: format!("{name}: {what}") }
 }
 
 /// Every file of every golden database, by the number of the trial.
@@ -27,8 +28,11 @@ fn visits(goldens: &[Golden]) -> usize {
 #[test]
 fn a_file_cut_short_is_never_a_silent_loss() {
     run("a file cut short", trials(8), golden::all(), |_, rng, golden, dir| {
-        let drawn = *rng.pick(&["CURRENT", "MANIFEST", "WAL", "SST"]);
-        let names: Vec<String> = files(dir).into_iter().filter(|n| kind(n) == drawn).collect();
+        let drawn = *rng.pick(&["CURRENT", "MANIFEST", "WAL", "SST", "VALUES", "REWRITTEN"]);
+        let names = of_kinds(dir, &[drawn]);
+        if names.is_empty() {
+            return None;
+        }
         let name = rng.pick(&names).clone();
         let bytes = std::fs::read(dir.join(&name)).unwrap();
         // A manifest is allocated ahead: cut where it holds something, mostly.
@@ -91,12 +95,15 @@ fn an_older_copy_of_a_file_is_never_a_silent_loss() {
 }
 
 /// Whether nothing in the database can know that `name` was longer than in `older`: it is the
-/// segment that the log ends in. In the older copy the last segment was prepared, the one before
-/// it active; each one made since says that one more of them was closed.
+/// segment that its stream ends in. In the older copy the last segment was prepared, the one
+/// before it active; each one made since says that one more of them was closed.
 fn is_last_log(golden: &Golden, older: &Path, name: &str) -> bool {
     let logs = |dir: &Path| -> Vec<String> {
-        files(dir).into_iter().filter(|name| kind(name) == "WAL").rev().collect()
+        of_kinds(dir, &[kind_in(dir, name)]).into_iter().rev().collect()
     };
+    if !["WAL", "VALUES"].contains(&kind_in(&golden.dir, name)) {
+        return false;
+    }
     let then = logs(older);
     let made_since = logs(&golden.dir).iter().filter(|log| !then.contains(log)).count();
     then.iter().position(|log| log == name).is_some_and(|from_last| made_since + from_last < 2)
@@ -106,8 +113,12 @@ fn is_last_log(golden: &Golden, older: &Path, name: &str) -> bool {
 fn two_swapped_files_are_never_a_silent_loss() {
     let goldens = golden::all();
     run("two files swapped", trials(16), goldens, |_, rng, golden, dir| {
-        let drawn = *rng.pick(&["WAL", "SST"]);
+        let drawn = *rng.pick(&["WAL", "SST", "VALUES"]);
+        // A segment for a rewritten file is a swap too.
         let names: Vec<String> = files(dir).into_iter().filter(|n| kind(n) == drawn).collect();
+        if names.is_empty() {
+            return None;
+        }
         let (a, b) = (rng.pick(&names), rng.pick(&names));
         if a == b {
             return None;

@@ -12,6 +12,9 @@
 //! | longest key, one byte more | `limits::a_key_at_its_limit_works_and_one_byte_more_is_refused` |
 //! | value or batch too large | `limits::a_value_or_a_batch_above_its_limit_is_refused_whole` |
 //! | batch of too many operations | `limits::a_batch_of_too_many_operations_is_refused_whole` |
+//! | values of 0 bytes to many segments | `values::values_of_every_size_come_back` |
+//! | another threshold, or none | `values::the_threshold_may_change_and_go` |
+//! | a directory moved or copied | `values::a_database_goes_where_its_directory_goes` |
 //! | empty batch | `basic::an_empty_batch_resolves_to_the_newest_seqno` |
 //! | a key twice in a batch | `basic::in_a_batch_the_last_operation_on_a_key_wins` |
 //! | keys of 0x00, 0xFF, prefixes | `range::a_prefix_covers_its_keys_and_no_others` |
@@ -76,6 +79,8 @@ mod recovery;
 mod runtime;
 #[cfg(test)]
 mod snapshot;
+#[cfg(test)]
+mod values;
 
 /// The table above names tests that exist.
 #[test]
@@ -91,6 +96,7 @@ fn every_bad_input_has_its_test() {
         ("recovery", include_str!("recovery.rs")),
         ("runtime", include_str!("runtime.rs")),
         ("snapshot", include_str!("snapshot.rs")),
+        ("values", include_str!("values.rs")),
     ];
     let rows = include_str!("main.rs").lines().filter(|line| line.starts_with("//! | "));
     let mut named = 0;

@@ -9,7 +9,7 @@ use crate::host;
 
 #[test]
 fn options_out_of_range_or_in_contradiction_are_refused_by_name() {
-    let cases: [(&str, DBOptions); 24] = [
+    let cases: [(&str, DBOptions); 33] = [
         ("memory_budget", plain().memory_budget(0)),
         ("memtable_bytes", plain().memtable_bytes(0)),
         ("memtable_bytes", plain().memtable_bytes(usize::MAX)),
@@ -32,6 +32,15 @@ fn options_out_of_range_or_in_contradiction_are_refused_by_name() {
         ("runs_per_level", plain().size_ratio(4).runs_per_level(4)),
         ("runs_last_level", plain().runs_last_level(0)),
         ("runs_last_level", plain().size_ratio(2).runs_per_level(1).runs_last_level(2)),
+        ("value_threshold", plain().value_threshold(0)),
+        ("value_threshold", plain().value_threshold((1 << 30) + 1)),
+        ("value_segment_bytes", plain().value_segment_bytes(0)),
+        ("value_segment_bytes", plain().value_segment_bytes(usize::MAX)),
+        ("value_segment_bytes", plain().value_segment_bytes(20_000)),
+        ("max_space_amplification", plain().max_space_amplification(1.0)),
+        ("max_space_amplification", plain().max_space_amplification(101.0)),
+        ("max_space_amplification", plain().max_space_amplification(f64::NAN)),
+        ("max_space_amplification", plain().max_space_amplification(f64::INFINITY)),
         ("create_if_missing", plain().create_if_missing(false).error_if_exists(true)),
         ("memory_budget", plain().memory_budget((1 << 20) - 1).memtable_bytes(1024)),
     ];
@@ -105,6 +114,9 @@ fn every_option_may_change_between_two_opens() {
         tiny().durability(Durability::Buffered).size_ratio(6).runs_per_level(5).runs_last_level(3),
         tiny().memtable_bytes(32 << 10).filter_bits_per_key(0.0).cache_bytes(0),
         plain(),
+        tiny().value_threshold(40).value_segment_bytes(16 << 10),
+        tiny().value_threshold(51).max_space_amplification(1.1),
+        tiny().value_threshold(1).durability(Durability::Written).compression(Compression::None),
         tiny().env(portable.clone()),
         tiny().env(portable).durability(Durability::Written),
         tiny(),

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::future::IntoFuture;
-use std::ops::Bound;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -317,20 +316,7 @@ impl<'a> World<'a> {
     fn stream(&self, slot: Option<u8>, scan: &Scan) -> Held {
         let snapshot = slot.and_then(|slot| pick_ref(&self.snapshots, slot));
         let at = snapshot.map_or(self.model.last, Snapshot::seqno);
-        let stream = match (snapshot, &scan.span) {
-            (None, Span::All) => self.db().iter(),
-            (None, Span::Prefix(prefix)) => self.db().prefix(prefix.bytes()),
-            (None, Span::Range(from, to)) => self.db().range(owned(from, to)),
-            (Some(snapshot), Span::All) => snapshot.iter(),
-            (Some(snapshot), Span::Prefix(prefix)) => snapshot.prefix(prefix.bytes()),
-            (Some(snapshot), Span::Range(from, to)) => snapshot.range(owned(from, to)),
-        };
-        let stream = if scan.reverse { stream.rev() } else { stream };
-        let stream = match scan.limit {
-            Some(limit) => stream.limit(usize::from(limit)),
-            None => stream,
-        };
-        Held::new(stream.fill_cache(scan.fill_cache), self.model.scan(scan, at))
+        Held::new(scan.stream(self.db(), snapshot), self.model.scan(scan, at))
     }
 
     async fn snapshot(&mut self, op: &Op) -> Check {
@@ -497,10 +483,6 @@ impl<'a> World<'a> {
         }
         Ok(())
     }
-}
-
-pub(crate) fn owned(from: &Bound<Key>, to: &Bound<Key>) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
-    (from.as_ref().map(Key::bytes), to.as_ref().map(Key::bytes))
 }
 
 pub(crate) fn pick<T>(held: &mut [T], slot: u8) -> Option<&mut T> {

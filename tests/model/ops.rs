@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use seerdb::{Compression, DBOptions, Durability, Env};
+use seerdb::{Compression, DB, DBOptions, Durability, Env, RangeStream, Snapshot};
 
 /// A key: one of a small set that collides and shares prefixes, or a few odd bytes.
 #[derive(Clone)]
@@ -92,6 +92,27 @@ pub(crate) struct Scan {
     pub(crate) fill_cache: bool,
 }
 
+impl Scan {
+    /// The stream of the present, or of a snapshot.
+    pub(crate) fn stream(&self, db: &DB, snapshot: Option<&Snapshot>) -> RangeStream {
+        let stream = match (snapshot, &self.span) {
+            (None, Span::All) => db.iter(),
+            (None, Span::Prefix(prefix)) => db.prefix(prefix.bytes()),
+            (None, Span::Range(from, to)) => db.range(owned(from, to)),
+            (Some(snapshot), Span::All) => snapshot.iter(),
+            (Some(snapshot), Span::Prefix(prefix)) => snapshot.prefix(prefix.bytes()),
+            (Some(snapshot), Span::Range(from, to)) => snapshot.range(owned(from, to)),
+        };
+        let stream = if self.reverse { stream.rev() } else { stream };
+        let limit = self.limit.map_or(usize::MAX, usize::from);
+        stream.limit(limit).fill_cache(self.fill_cache)
+    }
+}
+
+pub(crate) fn owned(from: &Bound<Key>, to: &Bound<Key>) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
+    (from.as_ref().map(Key::bytes), to.as_ref().map(Key::bytes))
+}
+
 /// One step of a case. A slot is taken modulo the number of snapshots or streams that are held.
 #[derive(Debug, Clone)]
 pub(crate) enum Op {
@@ -141,6 +162,15 @@ pub(crate) struct Opts {
     delay_ms: u64,
     compression: Compression,
     filter_bits: f64,
+    values: Values,
+}
+
+/// How values are separated.
+#[derive(Debug, Clone)]
+struct Values {
+    threshold: Option<usize>,
+    segment: usize,
+    amplification: f64,
 }
 
 impl Opts {
@@ -160,6 +190,9 @@ impl Opts {
             .buffered_delay(Duration::from_millis(self.delay_ms))
             .compression(self.compression)
             .filter_bits_per_key(self.filter_bits)
+            .value_threshold(self.values.threshold)
+            .value_segment_bytes(self.values.segment)
+            .max_space_amplification(self.values.amplification)
     }
 }
 
@@ -174,6 +207,17 @@ fn durability() -> impl Strategy<Value = Durability> {
     prop_oneof![Just(Durability::Buffered), Just(Durability::Written), Just(Durability::Synced)]
 }
 
+/// All values inline in half of the cases.
+fn values() -> impl Strategy<Value = Values> {
+    let threshold = prop_oneof![3 => Just(None), 1 => Just(Some(1)), 2 => Just(Some(100))];
+    let amplification = prop_oneof![Just(1.1), Just(1.5), Just(4.0)];
+    (threshold, 4usize..=8, amplification).prop_map(|(threshold, segment, amplification)| Values {
+        threshold,
+        segment: segment * 4096,
+        amplification,
+    })
+}
+
 /// Options so small that a case flushes and merges.
 pub(crate) fn opts() -> impl Strategy<Value = Opts> {
     let runs = (2usize..=6).prop_flat_map(|ratio| (Just(ratio), 1..ratio, 1..ratio));
@@ -182,8 +226,9 @@ pub(crate) fn opts() -> impl Strategy<Value = Opts> {
     let compression = prop_oneof![Just(Compression::None), Just(Compression::Lz4)];
     let filter = prop_oneof![Just(0.0), Just(1.5), Just(10.0), Just(16.0)];
     let delay = prop_oneof![Just(0u64), Just(2), Just(3_600_000)];
-    (sizes, cache, runs, durability(), delay, compression, filter).prop_map(
-        |(sizes, cache, (ratio, runs, runs_last), durability, delay_ms, compression, bits)| Opts {
+    let stored = (compression, values());
+    (sizes, cache, runs, durability(), delay, stored, filter).prop_map(
+        |(sizes, cache, (ratio, runs, runs_last), durability, delay_ms, stored, bits)| Opts {
             memtable: sizes.0,
             segment: sizes.1 * 4096,
             block: sizes.2,
@@ -194,8 +239,9 @@ pub(crate) fn opts() -> impl Strategy<Value = Opts> {
             runs_last,
             durability,
             delay_ms,
-            compression,
+            compression: stored.0,
             filter_bits: bits,
+            values: stored.1,
         },
     )
 }

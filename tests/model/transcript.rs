@@ -15,7 +15,7 @@ use futures::FutureExt;
 use futures::future::join_all;
 use seerdb::{DB, Durability, Env, ErrorKind, RangeStream, Result, SeqNo, Snapshot};
 
-use crate::exec::{HELD_MAX, owned, pick, pick_ref, remove};
+use crate::exec::{HELD_MAX, pick, pick_ref, remove};
 use crate::ops::{Change, Key, Op, Opts, Scan, Span, filled};
 
 /// An item of a stream.
@@ -168,18 +168,7 @@ impl Player<'_> {
 
     /// A stream of the present, or of a held snapshot.
     fn stream(&self, slot: Option<u8>, scan: &Scan) -> RangeStream {
-        let snapshot = slot.and_then(|slot| pick_ref(&self.snapshots, slot));
-        let stream = match (snapshot, &scan.span) {
-            (None, Span::All) => self.db().iter(),
-            (None, Span::Prefix(prefix)) => self.db().prefix(prefix.bytes()),
-            (None, Span::Range(from, to)) => self.db().range(owned(from, to)),
-            (Some(snapshot), Span::All) => snapshot.iter(),
-            (Some(snapshot), Span::Prefix(prefix)) => snapshot.prefix(prefix.bytes()),
-            (Some(snapshot), Span::Range(from, to)) => snapshot.range(owned(from, to)),
-        };
-        let stream = if scan.reverse { stream.rev() } else { stream };
-        let limit = scan.limit.map_or(usize::MAX, usize::from);
-        stream.limit(limit).fill_cache(scan.fill_cache)
+        scan.stream(self.db(), slot.and_then(|slot| pick_ref(&self.snapshots, slot)))
     }
 
     /// Notes an item, or the end.

@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use seerdb::{DBOptions, ErrorKind};
-use seerdb_io::sim::errno::{EIO, EMFILE};
+use seerdb_io::sim::errno::{EIO, EMFILE, ENOSPC};
 use seerdb_io::sim::{Disk, OpKind, Options, Phase, Sim};
 
 use crate::book::Book;
+use crate::disk;
 use crate::look;
 use crate::regressions::small;
 use crate::script::Step::{Burst, Check, Flush, Idle, Put};
@@ -413,4 +414,100 @@ fn a_manifest_is_removed_when_its_successor_is_named_for_good() {
     let removed = removed.lock().unwrap();
     assert!(removed.len() >= 5, "{removed:?}");
     assert!(removed.iter().all(|is_durable| *is_durable), "{removed:?}");
+}
+
+/// The operations on files that a rewrite wrote, in a clean run, and the sync of their name.
+fn rewrites(script: &Script) -> Vec<Seen> {
+    let (seen, _, sim) = play(script, None, false);
+    let rewritten = disk::rewritten_files(&sim.disk());
+    let is_rewritten = |op: &Seen| {
+        let number = disk::value_file(op.path.as_ref());
+        number.is_some_and(|number| rewritten.contains(&number))
+    };
+    let first = seen.iter().find(|op| is_rewritten(op)).expect("a file is rewritten").clone();
+    let synced = seen.iter().rposition(|op| op.path == first.path && op.kind == OpKind::Sync);
+    let named = seen[synced.unwrap()..].iter().find(|op| op.kind == OpKind::SyncDir).cloned();
+    let changes = [OpKind::Open, OpKind::Resize, OpKind::Write, OpKind::Sync];
+    let upto = named.as_ref().unwrap().number;
+    let of_file = seen
+        .into_iter()
+        .filter(|op| op.path == first.path && op.number < upto && changes.contains(&op.kind));
+    of_file.chain(named).collect()
+}
+
+#[test]
+fn a_rewrite_that_fails_changes_nothing_and_is_repeated() {
+    for name in ["values collected", "values collected, written"] {
+        let script = named(name);
+        let targets = rewrites(&script);
+        for kind in [OpKind::Open, OpKind::Write, OpKind::Sync, OpKind::SyncDir] {
+            assert!(targets.iter().any(|op| op.kind == kind), "{name}: {kind:?} of a rewrite");
+        }
+        let path = targets[0].path.clone();
+        for (target, errno) in targets.iter().flat_map(|op| [(op, EIO), (op, ENOSPC)]) {
+            // Strict: nobody is told.
+            let (seen, _, sim) = play(&script, Some((target.number, errno)), false);
+            let what = format!("{name}: {target:?} failed with {errno}");
+            let behind = seen.iter().filter(|op| op.number > target.number && op.path == path);
+            let again: Vec<_> = behind.filter(|op| op.kind != OpKind::Remove).collect();
+            assert!(again.iter().all(|op| op.kind == OpKind::Write), "{what}: {again:?}");
+            let disk = sim.disk();
+            let found = disk::value_files(&disk);
+            assert_eq!(disk::values_named(&disk).as_ref(), Some(&found), "{what}: space is lost");
+            assert!(disk.visible_bytes(&path).is_none(), "{what}: {path} is there");
+            let rewritten = disk::rewritten_files(&disk);
+            assert!(!rewritten.is_empty(), "{what}: it was not repeated");
+        }
+    }
+}
+
+#[test]
+fn damage_in_a_value_costs_its_key_alone_and_stops_its_rewrite() {
+    let options = named("values collected").options.max_space_amplification(10.0);
+    let sim = Sim::new(7, Options::default());
+    let fill = options.clone().env(sim.boot());
+    let outcome = sim.run(async {
+        let db = fill.open("/db").await.unwrap();
+        for number in 1..12 {
+            db.put(key(number), vec![number; 2000]).await.unwrap();
+        }
+        db.flush().await.unwrap();
+        db.close().await.unwrap();
+    });
+    outcome.unwrap();
+    sim.kill();
+    let disk = sim.disk();
+    let holds = |name: &std::path::PathBuf| {
+        let bytes = disk.visible_bytes(name).unwrap();
+        Some((name.clone(), memchr::memmem::find(&bytes, &[3; 2000])?))
+    };
+    let (damaged, at) = disk.names().iter().find_map(holds).unwrap();
+    sim.edit_disk(|disk| disk.write_bytes(&damaged, at as u64 + 900, &[4])).unwrap();
+    let env = sim.boot();
+    let options = options.max_space_amplification(1.1).env(env.clone());
+    let outcome = sim.run(async {
+        let db = options.open("/db").await.unwrap();
+        for number in (1..12).filter(|number| number % 4 != 3) {
+            db.put(key(number), vec![number; 1000]).await.unwrap();
+        }
+        db.compact_range(..).await.unwrap();
+        env.clock().sleep(Duration::from_secs(1)).await;
+        for number in 1..12 {
+            match db.get(key(number)).await {
+                Ok(value) => {
+                    let len = if number % 4 == 3 { 2000 } else { 1000 };
+                    assert!(value.unwrap() == vec![number; len] && number != 3);
+                }
+                Err(error) => {
+                    assert_eq!((number, error.kind()), (3, ErrorKind::Corruption));
+                    assert_eq!(error.location().unwrap().0, damaged);
+                }
+            }
+        }
+        assert!(db.verify().await.unwrap_err().is_corruption());
+        db.close().await.unwrap();
+    });
+    outcome.unwrap();
+    let kept = sim.disk().visible_bytes(&damaged).unwrap();
+    assert_eq!((kept[at + 899], kept[at + 900]), (3, 4), "the damage is gone without a trace");
 }

@@ -86,7 +86,12 @@ impl Book {
             Fate::Acknowledged(seqno) => Some(*seqno),
             _ => None,
         });
+        let behind = self.commits[number + 1..].iter().find_map(|(_, fate)| match fate {
+            Fate::Acknowledged(seqno) => Some(*seqno),
+            _ => None,
+        });
         assert!(before.is_none_or(|before| before < seqno), "seqnos run against the order");
+        assert!(behind.is_none_or(|behind| behind > seqno), "a later commit has overtaken this");
         self.commits[number].1 = Fate::Acknowledged(seqno);
         match durability {
             Durability::Synced => self.durable = self.durable.max(number + 1),

@@ -12,6 +12,7 @@ use seerdb_io::Env;
 use seerdb_io::sim::Chance;
 
 use super::context::{Call, Context};
+use super::disk;
 use super::world::{Fate, Key, Seqno, Value};
 
 /// One logical client.
@@ -22,8 +23,11 @@ pub(crate) struct Client {
     pub(crate) chance: Chance,
     pub(crate) id: u32,
     pub(crate) default: Durability,
-    /// Held snapshots, and the merges there were when they were taken.
-    pub(crate) held: Vec<(Snapshot, u64)>,
+    /// Held snapshots, and the merges and rewrites there were when they were taken.
+    pub(crate) held: Vec<(Snapshot, u64, u64)>,
+    /// The complete files of the value log, and the rewrites there were, at the last look.
+    pub(crate) files: Vec<u64>,
+    pub(crate) rewrites: u64,
 }
 
 type Ops = Vec<(Key, Option<Value>)>;
@@ -78,8 +82,25 @@ impl Client {
                 _ => self.close().await,
             }
             self.context.world().probe("operations");
+            if self.chance.one_in(4) {
+                self.look_at_values();
+            }
         }
         self.context.world().doing.remove(&self.id);
+    }
+
+    /// What collection has come to since the last look.
+    fn look_at_values(&mut self) {
+        let log = self.db.stats().value_log;
+        let files: Vec<u64> = log.files.iter().map(|file| file.number).collect();
+        let mut world = self.context.world();
+        if log.rewrites == self.rewrites {
+            let gone = self.files.iter().filter(|number| !files.contains(number)).count();
+            world.probe_by("value files dropped as dead", gone as u64);
+        }
+        world.probe_by("value files kept for readers", u64::from(log.pinned_bytes > 0));
+        drop(world);
+        (self.files, self.rewrites) = (files, log.rewrites);
     }
 
     fn key(&mut self) -> Key {
@@ -188,7 +209,19 @@ impl Client {
         }
         let fills = self.chance.one_in(2);
         let found = self.db.get(&name).fill_cache(fills).await;
+        self.note_fresh(&found);
         self.note(at, key, found, "get");
+    }
+
+    /// Sometimes looks whether a value of the value log was read before it was written.
+    fn note_fresh(&mut self, found: &Result<Option<Bytes>, Error>) {
+        let threshold = self.context.threshold.get().unwrap_or(usize::MAX).max(16);
+        let Ok(Some(value)) = found else { return };
+        if value.len() < threshold || !self.chance.one_in(8) {
+            return;
+        }
+        let is_fresh = !disk::holds(&self.context.sim.disk(), &value[..16]);
+        self.context.world().probe_by("reads of values that no file has", u64::from(is_fresh));
     }
 
     async fn get_many(&mut self) {
@@ -196,7 +229,7 @@ impl Client {
         let all = self.context.world().keys.clone();
         let names: Vec<&[u8]> = keys.iter().map(|key| all[*key as usize].as_slice()).collect();
         let (at, found) = match self.chance.pick(&self.held) {
-            Some((snapshot, _)) => (snapshot.seqno(), snapshot.get_many(names).await),
+            Some((snapshot, ..)) => (snapshot.seqno(), snapshot.get_many(names).await),
             None => (self.context.visible(&self.db), self.db.get_many(names).await),
         };
         match found {
@@ -221,7 +254,7 @@ impl Client {
     /// A stream, the seqno that it is exact for, and the keys that it must cover.
     fn stream(&mut self) -> (Seqno, RangeStream, usize, usize) {
         let keys = self.context.world().keys.clone();
-        let held = self.chance.pick(&self.held).map(|(snapshot, _)| snapshot.clone());
+        let held = self.chance.pick(&self.held).map(|(snapshot, ..)| snapshot.clone());
         let at = held.as_ref().map_or_else(|| self.context.visible(&self.db), Snapshot::seqno);
         let prefixes: [&[u8]; 6] = [b"a", b"user:", b"user:1", b"\xFF", b"k", b"zz"];
         match self.chance.below(3) {
@@ -302,14 +335,20 @@ impl Client {
         if self.held.len() > 2 {
             self.held.remove(self.chance.index(3));
         }
-        self.held.push((self.db.snapshot(), self.db.stats().compactions));
+        let stats = self.db.stats();
+        self.held.push((self.db.snapshot(), stats.compactions, stats.value_log.rewrites));
     }
 
     /// Reads a held snapshot from end to end, both ways.
     async fn look_at_held(&mut self) {
-        let Some((snapshot, merges)) = self.chance.pick(&self.held).cloned() else { return };
-        if self.db.stats().compactions > merges {
+        let held = self.chance.pick(&self.held).cloned();
+        let Some((snapshot, merges, rewrites)) = held else { return };
+        let stats = self.db.stats();
+        if stats.compactions > merges {
             self.context.world().probe("snapshots read across a merge");
+        }
+        if stats.value_log.rewrites > rewrites {
+            self.context.world().probe("snapshots read across a rewrite");
         }
         let all = self.context.world().keys.len();
         self.drain(snapshot.seqno(), snapshot.iter(), 0..all, false, usize::MAX).await;

@@ -20,6 +20,8 @@ pub(crate) struct Context {
     pub(crate) was_full: Cell<bool>,
     /// The disk is full now.
     pub(crate) is_full: Cell<bool>,
+    /// From which length on this life leaves values in the log, if it does.
+    pub(crate) threshold: Cell<Option<usize>>,
 }
 
 /// What a client was doing when an error came.
@@ -41,7 +43,8 @@ impl Context {
         let world = RefCell::new(world);
         let (injected_before, was_full, is_full) =
             (Cell::new(0), Cell::new(false), Cell::new(false));
-        Context { sim, plan, world, injected_before, was_full, is_full }
+        let threshold = Cell::new(None);
+        Context { sim, plan, world, injected_before, was_full, is_full, threshold }
     }
 
     pub(crate) fn world(&self) -> RefMut<'_, World> {
@@ -93,6 +96,8 @@ impl Context {
             (_, ErrorKind::NoSpace) => !reads,
             (Class::Full, _) => false,
             (_, ErrorKind::Io) => true,
+            // What a failed sync has dropped from the page cache: a value nobody called durable.
+            (_, ErrorKind::FailStop) if call == Call::Read => disk::has_values(&self.sim.disk()),
             (_, ErrorKind::FailStop) => !reads,
             (_, ErrorKind::Indeterminate) => writes,
             (Class::Lying, ErrorKind::Corruption) => error.location().is_some(),

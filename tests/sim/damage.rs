@@ -9,7 +9,7 @@ use seerdb::{DBOptions, ErrorKind};
 use seerdb_io::sim::{Chance, Disk};
 
 use super::context::Context;
-use super::disk::DIR;
+use super::disk::{DIR, is_log};
 use super::life::bounded;
 use super::model::Found;
 use super::plan::draw_options;
@@ -41,7 +41,7 @@ pub(crate) fn try_one(context: &Rc<Context>, chance: &mut Chance) {
     if let Err(error) = world.explain(last, &found) {
         panic!("after {told}: {error}");
     }
-    let is_log = name.extension().is_some_and(|extension| extension == "wal");
+    let is_log = is_log(&name);
     let excused = is_log && world.is_newest_group(last);
     assert!(last >= world.durable || excused, "{told}: {last} of {} is back", world.durable);
 }

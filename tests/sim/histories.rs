@@ -9,6 +9,7 @@
 //! | `SEERDB_SIM_SECONDS` | go on for this time instead | |
 //! | `SEERDB_SIM_THREADS` | threads | one for each core |
 //! | `SEERDB_SIM_CLASS` | this class only, see `plan.rs` | all |
+//! | `SEERDB_SIM_VALUES` | values stay in the log in every life | in three of five |
 //! | `SEERDB_SIM_TRACE` | print all file operations of a failing history | |
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,7 +20,17 @@ use std::time::{Duration, Instant};
 use super::history::{Report, play};
 
 /// What must happen now and then, or the histories are too tame.
-const SOMETIMES: [&str; 22] = [
+const SOMETIMES: [&str; 32] = [
+    "opens with a value log",
+    "values rewritten",
+    "value files dropped as dead",
+    "value files kept for readers",
+    "recoveries that copied values",
+    "reads of values that no file has",
+    "reads of rewritten values",
+    "values read side by side",
+    "snapshots read across a rewrite",
+    "no orphaned values after a while",
     "flushes",
     "merges",
     "stalled writes",
@@ -57,7 +68,13 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Plays histories on all threads until there are no more, or one has failed.
-fn play_all(first: u64, count: u64, time: Option<Duration>, threads: usize) -> (Report, f64) {
+fn play_all(
+    first: u64,
+    count: u64,
+    time: Option<Duration>,
+    threads: usize,
+    values: bool,
+) -> (Report, f64) {
     let (next, stop) = (AtomicU64::new(first), AtomicBool::new(false));
     let total = Mutex::new(Report::default());
     let failed = Mutex::new(Vec::new());
@@ -69,13 +86,13 @@ fn play_all(first: u64, count: u64, time: Option<Duration>, threads: usize) -> (
             if time.is_none() && seed >= first + count {
                 break;
             }
-            match catch_unwind(AssertUnwindSafe(|| play(seed))) {
+            match catch_unwind(AssertUnwindSafe(|| play(seed, values))) {
                 Ok(report) => sum.add(&report),
                 Err(_) => {
                     failed.lock().unwrap().push(seed);
                     let keeps_on = std::env::var_os("SEERDB_SIM_KEEP_ON").is_some();
                     stop.store(!keeps_on, Ordering::Relaxed);
-                    tell(seed);
+                    tell(seed, values);
                 }
             }
         }
@@ -91,10 +108,11 @@ fn play_all(first: u64, count: u64, time: Option<Duration>, threads: usize) -> (
     (total.into_inner().unwrap(), start.elapsed().as_secs_f64() / 60.0)
 }
 
-fn tell(seed: u64) {
+fn tell(seed: u64, values: bool) {
+    let values = if values { "SEERDB_SIM_VALUES=1 " } else { "" };
     let class = std::env::var("SEERDB_SIM_CLASS").map(|class| format!("SEERDB_SIM_CLASS={class} "));
     eprintln!(
-        "history {seed} failed; repeat it with:\n  {}SEERDB_SIM_SEED={seed} \
+        "history {seed} failed; repeat it with:\n  {}{values}SEERDB_SIM_SEED={seed} \
          cargo test --test sim --all-features -- histories",
         class.unwrap_or_default()
     );
@@ -107,7 +125,8 @@ fn histories_keep_the_contract() {
     let time = number("SEERDB_SIM_SECONDS").map(Duration::from_secs);
     let cores = || std::thread::available_parallelism().map_or(1, usize::from) as u64;
     let threads = usize::try_from(number("SEERDB_SIM_THREADS").unwrap_or_else(cores)).unwrap();
-    let (report, minutes) = play_all(seed.unwrap_or(0), count, time, threads);
+    let values = std::env::var_os("SEERDB_SIM_VALUES").is_some();
+    let (report, minutes) = play_all(seed.unwrap_or(0), count, time, threads, values);
     eprintln!(
         "{} histories, {} lives, {} crashes, {} operations: {:.0} histories and {:.0} crashes a \
          minute on {threads} threads",
@@ -132,11 +151,17 @@ fn histories_keep_the_contract() {
     }
 }
 
+/// So that bugs of the value log are found soon.
+#[test]
+fn values_in_the_log_keep_the_contract() {
+    play_all(1_000_000, 800, None, 1, true);
+}
+
 #[test]
 fn the_same_seed_is_the_same_history() {
     let first = number("SEERDB_SIM_SEED").unwrap_or(0);
     for seed in first..first + 20 {
-        let (one, other) = (play(seed), play(seed));
+        let (one, other) = (play(seed, false), play(seed, false));
         assert_eq!(one.trace, other.trace, "seed {seed}");
         assert_eq!(one.probes, other.probes, "seed {seed}");
     }

@@ -11,7 +11,7 @@ use super::context::Context;
 use super::damage;
 use super::disk;
 use super::life::{Ending, Life};
-use super::plan::{Class, Plan, draw_options};
+use super::plan::{Class, Plan, draw_options, draw_threshold};
 use super::world::World;
 
 /// What a history came to, for the report.
@@ -45,12 +45,15 @@ impl Report {
 struct History {
     context: Rc<Context>,
     chance: Chance,
+    values: bool,
     lives: u64,
     crashes: u64,
 }
 
 /// Plays the history of `seed`; panics when the engine breaks its contract.
-pub(crate) fn play(seed: u64) -> Report {
+///
+/// With `values` all lives leave values in the log.
+pub(crate) fn play(seed: u64, values: bool) -> Report {
     let traced = std::env::var_os("SEERDB_SIM_TRACE").is_some();
     let mut chance = Chance::new(seed).fork(1);
     let plan = Plan::draw(&mut chance);
@@ -58,7 +61,7 @@ pub(crate) fn play(seed: u64) -> Report {
     let options = Options { hostile, trace: traced, steps_max: 3_000_000, ..Options::default() };
     let world = World::new(seed, &mut chance);
     let context = Rc::new(Context::new(Sim::new(seed, options), plan, world));
-    let mut history = History { context, chance, lives: 0, crashes: 0 };
+    let mut history = History { context, chance, values, lives: 0, crashes: 0 };
     match traced {
         true => history.play_traced(),
         false => history.play(),
@@ -78,8 +81,13 @@ impl History {
             let is_last = left == 0;
             left = left.saturating_sub(u64::from(self.chance.one_in(2)));
             let ending = self.live(is_last);
-            let told = finding.as_ref().and_then(|finding| finding.lock().take());
-            assert!(told.is_none(), "{}", told.unwrap_or_default());
+            if let Some(finding) = &finding {
+                let told = std::mem::take(&mut *finding.lock());
+                assert!(told.wrong.is_none(), "{}", told.wrong.unwrap_or_default());
+                for (what, count) in told.probes {
+                    context.world().probe_by(what, count);
+                }
+            }
             if is_last && ending.is_some() || ending == Some(Ending::Damaged) {
                 break;
             }
@@ -113,10 +121,14 @@ impl History {
         }
         let levels = [Durability::Synced, Durability::Written, Durability::Buffered];
         let durability = *self.chance.pick(&levels).unwrap();
+        let always = self.values.then_some(1);
+        let threshold = draw_threshold(&mut self.chance).or(always);
+        context.threshold.set(threshold);
+        let options = draw_options(&mut self.chance).value_threshold(threshold);
         let life = Life {
             context: Rc::clone(&context),
             env: env.clone(),
-            options: draw_options(&mut self.chance).durability(durability),
+            options: options.durability(durability),
             durability,
             chance: self.chance.fork(self.lives),
             is_last,

@@ -55,7 +55,15 @@ impl Life {
         if !self.is_last && self.chance.one_in(2) {
             self.context.sim.set_faults(faults.clone());
         }
+        if disk::has_values(&self.context.sim.disk()) {
+            self.context.world().probe("opens with a value log");
+        }
+        let before = disk::value_files(&self.context.sim.disk());
         let Some(db) = self.open().await else { return Ending::Damaged };
+        let log = db.stats().value_log;
+        if log.rewrites == 0 && log.files.iter().any(|file| !before.contains(&file.number)) {
+            self.context.world().probe("recoveries that copied values");
+        }
         self.heal();
         self.context.world().failed = false;
         self.context.world().probe("opens");
@@ -231,6 +239,8 @@ impl Life {
                 id,
                 default: self.durability,
                 held: Vec::new(),
+                files: Vec::new(),
+                rewrites: 0,
             };
             tasks.push(context.sim.spawn(format!("client {id}"), client.run()));
         }
@@ -304,6 +314,7 @@ impl Life {
             let mut world = self.context.world();
             world.probe_by("flushes", stats.flushes);
             world.probe_by("merges", stats.compactions);
+            world.probe_by("values rewritten", stats.value_log.rewrites);
             world.probe_by("stalled writes", stats.stalled_writes);
             if world.closing || world.failed {
                 return;
@@ -328,6 +339,23 @@ impl Life {
         }
         assert_eq!(found, told, "O3: table files on the disk, and those of the version");
         self.context.world().probe("no orphans after a while");
+        self.look_at_values().await;
+    }
+
+    /// As for tables: what is there of the value log is what the manifest names.
+    async fn look_at_values(&self) {
+        let (mut found, mut named) = (Vec::new(), None);
+        for _ in 0..200 {
+            let disk = self.context.sim.disk();
+            (found, named) = (disk::value_files(&disk), disk::values_named(&disk));
+            if named.as_ref() == Some(&found) {
+                break;
+            }
+            self.env.clock().sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(named.as_ref(), Some(&found), "O3: the value log as named, and on the disk");
+        let is_log = u64::from(!found.is_empty());
+        self.context.world().probe_by("no orphaned values after a while", is_log);
     }
 
     /// Closes, or lets go of all handles. O8: nothing is left of the process then.

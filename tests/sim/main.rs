@@ -21,6 +21,7 @@ mod look;
 mod model;
 mod plan;
 mod planted;
+mod referred;
 mod regressions;
 mod script;
 mod scripts;

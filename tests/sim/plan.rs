@@ -94,6 +94,11 @@ impl Plan {
     }
 }
 
+/// From which length on values stay in the log, if any do.
+pub(crate) fn draw_threshold(chance: &mut Chance) -> Option<usize> {
+    *chance.pick(&[None, None, Some(1), Some(60), Some(300)]).unwrap()
+}
+
 /// Options so small that flushes, rotations and merges happen within a hundred operations.
 pub(crate) fn draw_options(chance: &mut Chance) -> DBOptions {
     let pick = |chance: &mut Chance, all: &[usize]| *chance.pick(all).unwrap();
@@ -101,7 +106,7 @@ pub(crate) fn draw_options(chance: &mut Chance) -> DBOptions {
     let ratio = pick(chance, &[2, 3, 4, 6]);
     let runs = |chance: &mut Chance| chance.index(ratio - 1) + 1;
     let compression = if chance.one_in(2) { Compression::Lz4 } else { Compression::None };
-    DBOptions::new()
+    let options = DBOptions::new()
         .memory_budget(1 << 20)
         .memtable_bytes(pick(chance, &[1 << 10, 2 << 10, 4 << 10, 32 << 10]))
         .wal_segment_bytes(pick(chance, &[16 << 10, 16 << 10, 32 << 10, 64 << 10]))
@@ -114,5 +119,12 @@ pub(crate) fn draw_options(chance: &mut Chance) -> DBOptions {
         .compression(compression)
         .size_ratio(ratio)
         .runs_per_level(runs(chance))
-        .runs_last_level(runs(chance))
+        .runs_last_level(runs(chance));
+    let threshold = draw_threshold(chance);
+    let segment = pick(chance, &[16 << 10, 32 << 10]);
+    let amplification = [1.1, 1.1, 1.5, 3.0][chance.index(4)];
+    options
+        .value_threshold(threshold)
+        .value_segment_bytes(segment)
+        .max_space_amplification(amplification)
 }

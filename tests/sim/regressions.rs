@@ -196,3 +196,27 @@ fn a_dropped_segment_that_comes_back_proves_nothing() {
     });
     assert_eq!(found.unwrap().as_deref(), Some(b"again".as_slice()));
 }
+
+/// A file of the value log was rewritten for ever: the list of its bodies counted as garbage, and
+/// every rewrite wrote it again.
+#[test]
+fn a_rewritten_file_is_not_rewritten_for_its_list() {
+    let sim = Sim::new(1, Options::default());
+    let options = small().value_threshold(1).max_space_amplification(1.1);
+    for _ in 0..2 {
+        let env = sim.boot();
+        let outcome = sim.run(async {
+            let db = options.clone().env(env.clone()).open("/db").await.unwrap();
+            for n in 0..20_u8 {
+                db.put([n], [n; 10]).await.unwrap();
+            }
+            db.flush().await.unwrap();
+            env.clock().sleep(Duration::from_secs(10)).await;
+            let rewrites = db.stats().value_log.rewrites;
+            assert!(rewrites < 5, "{rewrites} rewrites of a few bytes");
+            db.close().await.unwrap();
+        });
+        outcome.unwrap();
+        sim.kill();
+    }
+}

@@ -41,6 +41,7 @@ pub(crate) fn all() -> Vec<Script> {
     all.extend(segments());
     all.extend(tables());
     all.extend(lives());
+    all.extend(values());
     all
 }
 
@@ -243,6 +244,55 @@ fn roll_by_segments() -> Script {
     }
     let options = options(SYNCED).wal_segment_bytes(16 << 10).memtable_bytes(64 << 10);
     Script { watch: Watch::Roll, ..script("manifest roll by segments", options, steps) }
+}
+
+/// Values that stay in the log, are overwritten, collected, and read across that.
+fn values() -> Vec<Script> {
+    let log = |durability| {
+        options(durability)
+            .compression(Compression::None)
+            .value_threshold(100)
+            .value_segment_bytes(16 << 10)
+            .max_space_amplification(1.1)
+            .cache_bytes(0)
+    };
+    let collected = |durability| {
+        let mut steps = puts(1..6, 3500, durability);
+        steps.extend([Put(12, 20, durability), Flush, Snapshot, Streams]);
+        steps.extend(puts(1..3, 3600, durability));
+        steps.extend([Delete(3, durability), Flush, Compact, Idle(100), Check, Drain]);
+        steps.extend([DropSnapshots, Compact, Idle(100), Check, Verify]);
+        steps
+    };
+    let mut reopened = collected(SYNCED);
+    reopened.extend([Reopen, Check]);
+    let mixed = vec![
+        Batch(vec![(1, Some(300)), (2, Some(20)), (3, Some(500)), (4, None)], SYNCED),
+        Put(2, 400, BUFFERED),
+        Put(3, 30, BUFFERED),
+        Put(4, 300, WRITTEN),
+        Put(1, 30, BUFFERED),
+        Put(5, 200, BUFFERED),
+        Peek(6),
+        Put(6, 200, WRITTEN),
+        Check,
+        Put(7, 10, SYNCED),
+        Idle(30),
+        Flush,
+        Check,
+    ];
+    // Recovery meets values that nothing proves durable.
+    let mut killed = puts(1..4, 2000, WRITTEN);
+    killed.extend([Flush, Put(1, 2000, WRITTEN), Put(2, 300, BUFFERED), Put(3, 10, BUFFERED)]);
+    killed.extend([Die(LifeEnd::Kill), Check, Put(4, 2000, BUFFERED), Flush, Check, Die(CUT)]);
+    killed.extend([Check, Compact, Idle(100), Check]);
+    vec![
+        script("values collected", log(SYNCED), reopened),
+        script("values collected, written", log(WRITTEN), collected(WRITTEN)),
+        twice("values of both streams", log(SYNCED), mixed.clone()),
+        script("values of both streams, buffered", log(BUFFERED), mixed),
+        script("values after a kill", log(WRITTEN), killed),
+    ]
 }
 
 fn lives() -> Vec<Script> {

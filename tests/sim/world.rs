@@ -20,6 +20,8 @@ pub(crate) type Value = u32;
 pub(crate) type Seqno = u64;
 
 const TAG_BYTES: usize = 16;
+/// Tags are mixed with these: without repetitions they stand in packed values as they are.
+const TAG_MASK: [u8; TAG_BYTES] = *b"\0\0\x91\x2C\xE7\x5A\xB3\x48\xD6\x1F\x74\xA9\x03\xC8\x6D\xF2";
 
 /// A value that a client has put, or tried to.
 #[derive(Debug, Clone, Copy)]
@@ -177,6 +179,7 @@ impl World {
         tag[6..8].copy_from_slice(&put.key.to_le_bytes());
         tag[8..12].copy_from_slice(&put.len.to_le_bytes());
         tag[12..].copy_from_slice(&self.seed.to_le_bytes()[..4]);
+        tag.iter_mut().zip(TAG_MASK).for_each(|(byte, mask)| *byte ^= mask);
         tag
     }
 
@@ -195,7 +198,9 @@ impl World {
     /// Which value these bytes are; they must be exactly those that were put under this key.
     pub(crate) fn identify(&self, key: Key, bytes: &[u8]) -> Result<Value, String> {
         let name = self.name(key);
-        let value = bytes.get(2..6).map(|b| u32::from_le_bytes(b.try_into().unwrap()));
+        let masked = bytes.get(2..6).map(|b| u32::from_le_bytes(b.try_into().unwrap()));
+        let mask = u32::from_le_bytes(TAG_MASK[2..6].try_into().unwrap());
+        let value = masked.map(|masked| masked ^ mask);
         let value = value
             .filter(|value| bytes.starts_with(b"v:") && (*value as usize) < self.values.len())
             .ok_or_else(|| format!("{name} has bytes that nobody has put: {bytes:?}"))?;

@@ -37,8 +37,12 @@ pub fn run(config: &Config) -> Result<Table> {
 }
 
 async fn measure<E: Engine>(config: &Config, seed: u64, dir: &Path) -> Result<[f64; 5]> {
-    let setup =
-        Setup { sync: Sync::Written, memtable_bytes: MEMTABLE_BYTES, cache_bytes: CACHE_BYTES };
+    let setup = Setup {
+        sync: Sync::Written,
+        memtable_bytes: MEMTABLE_BYTES,
+        cache_bytes: CACHE_BYTES,
+        separation: None,
+    };
     let engine = E::open(dir, setup).await?;
     let records = config.records;
     let mut values = Values::new(&config.pool, seed);

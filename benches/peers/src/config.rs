@@ -1,7 +1,8 @@
 //! What a run is: its arguments, its data directory, and the order of the engines in it.
 
+use std::ffi::OsString;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,8 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use crate::Result;
-use crate::data;
+use crate::data::{self, VALUE_BYTES_MIN};
+use crate::disk;
 use crate::engine::Peer;
 
 pub const MEMTABLE_BYTES: usize = 64 << 20;
@@ -20,24 +22,44 @@ pub const HOT_CACHE_BYTES: usize = 256 << 20;
 const WORKERS: usize = 2;
 
 const USAGE: &str = "\
-usage: peers [options] [ancestor] [durable] [hotget]
+usage: peers [options] [ancestor] [durable] [hotget] [amplification] [blobscan]
 
   --dir DIR        where the data goes (default: ./target; must be a real disk)
   --engines A,B    of seerdb, rocksdb, fjall (default: all in this build)
-  --records N      records of ancestor and hotget (default: 100000)
+  --records N      records of all workloads but durable (default: 100000)
   --rounds N       rounds, engines interleaved in each (default: 3)
   --seconds S      time of a cell of durable and hotget (default: 3)
-  --seed N         of keys, values and their order (default: 1)";
+  --seed N         of keys, values and their order (default: 1)
+
+of amplification and blobscan:
+  --memtable MIB   memtables and files, small to make deep trees (default: 4)
+  --compressible   values that LZ4 halves (default: random ones)
+  --values A,B     amplification: bytes of a value (default: 1024,8192)
+  --space F        amplification: the bound where space is bounded, in times of the live values
+                   (default: 1.5)
+  --overwrites N   amplification: times the records, in each order (default: 3)
+  --scans N        blobscan: scans, and groups of gets (default: 100)";
 
 pub struct Config {
+    args: Args,
+    pub pool: Arc<[u8]>,
+    pub base: TempDir,
+}
+
+pub struct Args {
     pub workloads: Vec<Workload>,
     pub engines: Vec<Peer>,
     pub records: u64,
     pub rounds: u64,
     pub seed: u64,
     pub cell_time: Duration,
-    pub pool: Arc<[u8]>,
-    pub base: TempDir,
+    pub memtable_bytes: usize,
+    pub space: f64,
+    pub is_compressible: bool,
+    pub value_sizes: Vec<usize>,
+    pub overwrites: u64,
+    pub scans: u64,
+    dir: PathBuf,
 }
 
 #[derive(Clone, Copy)]
@@ -45,46 +67,101 @@ pub enum Workload {
     Ancestor,
     Durable,
     Hotget,
+    Amplification,
+    Blobscan,
+}
+
+impl Default for Args {
+    fn default() -> Self {
+        Self {
+            workloads: Vec::new(),
+            engines: Peer::ALL.to_vec(),
+            records: 100_000,
+            rounds: 3,
+            seed: 1,
+            cell_time: Duration::from_secs(3),
+            memtable_bytes: 4 << 20,
+            space: 1.5,
+            is_compressible: false,
+            value_sizes: vec![1024, 8192],
+            overwrites: 3,
+            scans: 100,
+            dir: PathBuf::from("target"),
+        }
+    }
+}
+
+impl Args {
+    /// The arguments; `None` if they ask for help.
+    fn parse() -> Result<Option<Self>> {
+        let mut parsed = Self::default();
+        let mut args = lexopt::Parser::from_env();
+        while let Some(arg) = args.next()? {
+            match arg {
+                Long("dir") => parsed.dir = args.value()?.into(),
+                Long("engines") => parsed.engines = list(args.value()?, Peer::parse)?,
+                Long("records") => parsed.records = args.value()?.parse()?,
+                Long("rounds") => parsed.rounds = args.value()?.parse()?,
+                Long("seconds") => {
+                    parsed.cell_time = Duration::from_secs_f64(args.value()?.parse()?);
+                }
+                Long("seed") => parsed.seed = args.value()?.parse()?,
+                Long("memtable") => parsed.memtable_bytes = mebibytes(args.value()?)?,
+                Long("space") => parsed.space = args.value()?.parse()?,
+                Long("compressible") => parsed.is_compressible = true,
+                Long("values") => parsed.value_sizes = list(args.value()?, value_size)?,
+                Long("overwrites") => parsed.overwrites = args.value()?.parse()?,
+                Long("scans") => parsed.scans = args.value()?.parse()?,
+                Short('h') | Long("help") => return Ok(None),
+                Value(name) => parsed.workloads.push(Workload::parse(&name.string()?)?),
+                _ => return Err(arg.unexpected().into()),
+            }
+        }
+        if parsed.workloads.is_empty() {
+            parsed.workloads = Workload::ALL.into();
+        }
+        if parsed.space <= 1.0 {
+            return Err("--space must be above 1: the live values take that much".into());
+        }
+        Ok(Some(parsed))
+    }
+}
+
+fn list<T>(value: OsString, parse: impl Fn(&str) -> Result<T>) -> Result<Vec<T>> {
+    value.string()?.split(',').map(parse).collect()
+}
+
+fn mebibytes(value: OsString) -> Result<usize> {
+    let count: usize = value.parse()?;
+    if count == 0 { Err("memtables have 1 MiB at least".into()) } else { Ok(count << 20) }
+}
+
+fn value_size(text: &str) -> Result<usize> {
+    let bytes = text.parse()?;
+    if bytes < VALUE_BYTES_MIN {
+        return Err(format!("a value has {VALUE_BYTES_MIN} bytes at least").into());
+    }
+    Ok(bytes)
+}
+
+impl Deref for Config {
+    type Target = Args;
+
+    fn deref(&self) -> &Args {
+        &self.args
+    }
 }
 
 impl Config {
     /// The run that the arguments ask for; `None` if they ask for help.
     pub fn from_args() -> Result<Option<Self>> {
-        let mut workloads = Vec::new();
-        let mut engines = Peer::ALL.to_vec();
-        let (mut records, mut rounds, mut seed, mut seconds) = (100_000, 3, 1, 3.0);
-        let mut dir = PathBuf::from("target");
-        let mut args = lexopt::Parser::from_env();
-        while let Some(arg) = args.next()? {
-            match arg {
-                Long("dir") => dir = args.value()?.into(),
-                Long("engines") => {
-                    let names = args.value()?.string()?;
-                    engines = names.split(',').map(Peer::parse).collect::<Result<_>>()?;
-                }
-                Long("records") => records = args.value()?.parse()?,
-                Long("rounds") => rounds = args.value()?.parse()?,
-                Long("seconds") => seconds = args.value()?.parse()?,
-                Long("seed") => seed = args.value()?.parse()?,
-                Short('h') | Long("help") => return Ok(None),
-                Value(name) => workloads.push(Workload::parse(&name.string()?)?),
-                _ => return Err(arg.unexpected().into()),
-            }
-        }
-        if workloads.is_empty() {
-            workloads = vec![Workload::Ancestor, Workload::Durable, Workload::Hotget];
-        }
-        std::fs::create_dir_all(&dir)?;
-        Ok(Some(Self {
-            workloads,
-            engines,
-            records,
-            rounds,
-            seed,
-            cell_time: Duration::from_secs_f64(seconds),
-            pool: data::pool(seed).into(),
-            base: tempfile::Builder::new().prefix("peers-").tempdir_in(dir)?,
-        }))
+        let Some(args) = Args::parse()? else {
+            return Ok(None);
+        };
+        std::fs::create_dir_all(&args.dir)?;
+        let pool = data::pool(args.seed).into();
+        let base = tempfile::Builder::new().prefix("peers-").tempdir_in(&args.dir)?;
+        Ok(Some(Self { args, pool, base }))
     }
 
     pub fn usage() -> &'static str {
@@ -98,20 +175,27 @@ impl Config {
     }
 
     /// Calls `measure` with each engine in each round, in an empty directory.
+    pub fn each_round(&self, measure: impl FnMut(Peer, u64, &Path) -> Result<()>) -> Result<()> {
+        self.each_round_of(&self.engines, |peer| peer.name(), measure)
+    }
+
+    /// Calls `measure` with each of `all` in each round, in an empty directory.
     ///
-    /// Each round begins with another engine, so that none always follows the same one.
-    pub fn each_round(
+    /// Each round begins with another one, so that none always follows the same one.
+    pub fn each_round_of<T: Copy>(
         &self,
-        mut measure: impl FnMut(Peer, u64, &Path) -> Result<()>,
+        all: &[T],
+        name: impl Fn(T) -> &'static str,
+        mut measure: impl FnMut(T, u64, &Path) -> Result<()>,
     ) -> Result<()> {
         for round in 0..self.rounds {
-            let mut order = self.engines.clone();
-            order.rotate_left(round as usize % self.engines.len());
-            for peer in order {
-                sync_file_systems()?;
-                let dir = self.base.path().join(peer.name());
+            let mut order = all.to_vec();
+            order.rotate_left(round as usize % all.len());
+            for one in order {
+                disk::sync()?;
+                let dir = self.base.path().join("data");
                 std::fs::create_dir(&dir)?;
-                measure(peer, round, &dir).map_err(|e| format!("{}: {e}", peer.name()))?;
+                measure(one, round, &dir).map_err(|e| format!("{}: {e}", name(one)))?;
                 std::fs::remove_dir_all(&dir)?;
             }
         }
@@ -120,18 +204,17 @@ impl Config {
 }
 
 impl Workload {
+    const ALL: [Self; 5] =
+        [Self::Ancestor, Self::Durable, Self::Hotget, Self::Amplification, Self::Blobscan];
+
     fn parse(name: &str) -> Result<Self> {
         match name {
             "ancestor" => Ok(Self::Ancestor),
             "durable" => Ok(Self::Durable),
             "hotget" => Ok(Self::Hotget),
+            "amplification" => Ok(Self::Amplification),
+            "blobscan" => Ok(Self::Blobscan),
             _ => Err(format!("no workload {name:?}").into()),
         }
     }
-}
-
-/// Writes back what the engine before has left, so that the next one does not pay for it.
-fn sync_file_systems() -> Result<()> {
-    let status = Command::new("sync").status()?;
-    if status.success() { Ok(()) } else { Err(format!("sync: {status}").into()) }
 }

@@ -46,8 +46,12 @@ fn measure<E: Engine>(
     writers: usize,
 ) -> Result<(f64, Histogram<u64>)> {
     let runtime = config.runtime()?;
-    let setup =
-        Setup { sync: Sync::Synced, memtable_bytes: MEMTABLE_BYTES, cache_bytes: CACHE_BYTES };
+    let setup = Setup {
+        sync: Sync::Synced,
+        memtable_bytes: MEMTABLE_BYTES,
+        cache_bytes: CACHE_BYTES,
+        separation: None,
+    };
     let engine = runtime.block_on(E::open(dir, setup))?;
     let is_stopped = Arc::new(AtomicBool::new(false));
     let start = Instant::now();

@@ -23,8 +23,22 @@ pub enum Sync {
 #[derive(Clone, Copy)]
 pub struct Setup {
     pub sync: Sync,
+    /// Of tables, and of files with values alone, it is the size too.
     pub memtable_bytes: usize,
     pub cache_bytes: usize,
+    /// How values are stored apart from their keys, if they are.
+    pub separation: Option<Separation>,
+}
+
+#[derive(Clone, Copy)]
+pub struct Separation {
+    /// The smallest value that is stored apart; those of the workload are not much larger.
+    pub threshold_bytes: usize,
+    /// How many times the space of the live values all may take; `None` for what the engine's
+    /// makers advise.
+    pub space_max: Option<f64>,
+    /// Whether space is won back at all. BlobDB moves values for it that nobody has overwritten.
+    pub is_collected: bool,
 }
 
 /// Bits per key of the Bloom filter; fjall and seerdb have one without being asked.

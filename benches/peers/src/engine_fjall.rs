@@ -1,15 +1,22 @@
 //! fjall, one keyspace.
+//!
+//! With separated values it is its own defaults for them, or for a bound on space the share of
+//! garbage in a file that the bound allows, whatever the age of the file.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use fjall::compaction::Leveled;
 use fjall::config::CompressionPolicy;
-use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::{
+    CompressionType, Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, PersistMode,
+};
 use tokio::task::spawn_blocking;
 
 use crate::Result;
 use crate::data::{self, Key};
-use crate::engine::{Engine, Setup, Sync};
+use crate::engine::{Engine, Separation, Setup, Sync};
 
 const SETTLE_POLL: Duration = Duration::from_millis(5);
 /// Polls in a row without background work after which none is taken to be coming.
@@ -27,11 +34,15 @@ impl Engine for Fjall {
 
     async fn open(dir: &Path, setup: Setup) -> Result<Self> {
         let db = Database::builder(dir).cache_size(setup.cache_bytes as u64).open()?;
+        let file_bytes = setup.memtable_bytes as u64;
         let keyspace = db.keyspace("peers", || {
+            let levels = Leveled::default().with_table_target_size(file_bytes);
             // By default its two upper levels are not compressed; here all engines use LZ4.
             KeyspaceCreateOptions::default()
-                .max_memtable_size(setup.memtable_bytes as u64)
+                .max_memtable_size(file_bytes)
+                .compaction_strategy(Arc::new(levels))
                 .data_block_compression_policy(CompressionPolicy::all(CompressionType::Lz4))
+                .with_kv_separation(setup.separation.map(|apart| separation(apart, file_bytes)))
         })?;
         Ok(Self { db, keyspace, sync: setup.sync })
     }
@@ -81,5 +92,15 @@ impl Engine for Fjall {
 
     async fn close(self) -> Result<()> {
         Ok(self.db.persist(PersistMode::SyncAll)?)
+    }
+}
+
+fn separation(separation: Separation, file_bytes: u64) -> KvSeparationOptions {
+    let options = KvSeparationOptions::default()
+        .separation_threshold(separation.threshold_bytes as u32)
+        .file_target_size(file_bytes);
+    match separation.space_max {
+        None => options,
+        Some(space) => options.staleness_threshold((1.0 - 1.0 / space) as f32).age_cutoff(1.0),
     }
 }

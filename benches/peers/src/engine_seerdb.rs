@@ -7,7 +7,7 @@ use seerdb::{DB, DBOptions, Durability};
 
 use crate::Result;
 use crate::data::{self, Key};
-use crate::engine::{Engine, Setup, Sync};
+use crate::engine::{Engine, Separation, Setup, Sync};
 
 #[derive(Clone)]
 pub struct Seerdb(DB);
@@ -23,7 +23,14 @@ impl Engine for Seerdb {
         let options = DBOptions::default()
             .durability(durability)
             .memtable_bytes(setup.memtable_bytes)
+            .wal_segment_bytes(setup.memtable_bytes)
+            .value_segment_bytes(setup.memtable_bytes)
+            .table_bytes(setup.memtable_bytes)
             .cache_bytes(setup.cache_bytes);
+        let options = match setup.separation {
+            Some(separation) => separate(options, separation),
+            None => options,
+        };
         Ok(Self(options.open(dir).await?))
     }
 
@@ -59,4 +66,12 @@ impl Engine for Seerdb {
     async fn close(self) -> Result<()> {
         Ok(self.0.close().await?)
     }
+}
+
+fn separate(options: DBOptions, separation: Separation) -> DBOptions {
+    let space_max = match separation.is_collected {
+        true => separation.space_max.unwrap_or(1.5),
+        false => 100.0,
+    };
+    options.value_threshold(separation.threshold_bytes).max_space_amplification(space_max)
 }

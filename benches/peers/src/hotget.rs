@@ -46,8 +46,12 @@ type Cell = (f64, Histogram<u64>);
 
 fn measure<E: Engine>(config: &Config, seed: u64, dir: &Path) -> Result<[Cell; 2]> {
     let runtime = config.runtime()?;
-    let setup =
-        Setup { sync: Sync::Written, memtable_bytes: MEMTABLE_BYTES, cache_bytes: HOT_CACHE_BYTES };
+    let setup = Setup {
+        sync: Sync::Written,
+        memtable_bytes: MEMTABLE_BYTES,
+        cache_bytes: HOT_CACHE_BYTES,
+        separation: None,
+    };
     let engine = runtime.block_on(async {
         let engine = E::open(dir, setup).await?;
         let mut values = Values::new(&config.pool, seed);

@@ -9,14 +9,25 @@
 //! Without the feature `seerdb-engine` only the peers run.
 //!
 //! What is equal for all engines: the data set and its order (`data`), LZ4 on every level, a
-//! 64 MiB memtable, a cache of the same size, a Bloom filter of 10 bits per key or the engine's own
-//! (fjall, seerdb), what a write waits for, the check of every value read, jemalloc (in RocksDB's
-//! C++ too), the CPU the code is compiled for, and an idle disk at the start. Everything else is
-//! each engine's default. Each engine is called in its cheapest way: `engine_*`.
+//! 64 MiB memtable and files of that size, a cache of 64 MiB, a Bloom filter of 10 bits per key or
+//! the engine's own (fjall, seerdb), what a write waits for, the check of every value read,
+//! jemalloc (in RocksDB's C++ too), the CPU the code is compiled for, and an idle disk at the
+//! start. Everything else is each engine's default. Each engine is called in its cheapest way:
+//! `engine_*`.
 //!
 //! - `ancestor`: sequential writes, random reads, mixed, scans by one task.
 //! - `durable`: synced puts from 1 and 64 writers.
 //! - `hotget`: 64 tasks of an async service reading from the cache.
+//! - `amplification`: what loading and overwriting cost in bytes, with values in tables and apart.
+//! - `blobscan`: cold scans of values that are stored apart from their keys.
+//!
+//! The last two want small memtables, and files of that size, so that little data makes a deep
+//! tree: `--memtable`. A quick run of them, in less than a minute:
+//!
+//! ```text
+//! cargo run --release -- amplification blobscan \
+//!     --records 10000 --memtable 1 --rounds 1 --values 1024
+//! ```
 //!
 //! A rate is the median of the rounds, (lowest-highest); latencies are of all rounds together.
 
@@ -24,9 +35,12 @@ use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
 
+mod amplification;
 mod ancestor;
+mod blobscan;
 mod config;
 mod data;
+mod disk;
 mod durable;
 mod engine;
 mod engine_fjall;
@@ -62,12 +76,13 @@ fn run() -> Result<()> {
     writeln!(out, "{}", machine::describe(config.base.path())?)?;
     writeln!(out, "run: {} rounds, seed {}", config.rounds, config.seed)?;
     for workload in &config.workloads {
-        let table = match workload {
-            Workload::Ancestor => ancestor::run(&config)?,
-            Workload::Durable => durable::run(&config)?,
-            Workload::Hotget => hotget::run(&config)?,
-        };
-        write!(out, "{table}")?;
+        match workload {
+            Workload::Ancestor => write!(out, "{}", ancestor::run(&config)?)?,
+            Workload::Durable => write!(out, "{}", durable::run(&config)?)?,
+            Workload::Hotget => write!(out, "{}", hotget::run(&config)?)?,
+            Workload::Amplification => amplification::run(&config, &mut out)?,
+            Workload::Blobscan => write!(out, "{}", blobscan::run(&config)?)?,
+        }
     }
     Ok(())
 }

@@ -16,6 +16,8 @@ const DAY_NS: u64 = 86_400_000_000_000;
 pub enum Unit {
     PerSecond,
     Microseconds,
+    Kibibytes,
+    Times,
 }
 
 pub struct Table {
@@ -75,10 +77,7 @@ impl Row {
     /// Lowest, median and highest sample of the engine called `name`.
     fn spread(&self, name: &str) -> Option<[f64; 3]> {
         let (_, samples) = self.samples.iter().find(|(peer, _)| peer.name() == name)?;
-        let mut sorted = samples.clone();
-        sorted.sort_by(f64::total_cmp);
-        let (low, high) = (sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
-        Some([sorted[0], (low + high) / 2.0, sorted[sorted.len() - 1]])
+        spread(samples)
     }
 
     fn cell(&self, name: &str) -> String {
@@ -87,6 +86,9 @@ impl Row {
         };
         match self.unit {
             Unit::Microseconds => format!("{median:.1} us"),
+            Unit::Kibibytes => format!("{median:.0} KiB"),
+            Unit::Times if min == max => format!("{median:.2}"),
+            Unit::Times => format!("{median:.2} ({min:.2}-{max:.2})"),
             Unit::PerSecond if min == max => format!("{}/s", short(median)),
             Unit::PerSecond => {
                 format!("{}/s ({}-{})", short(median), short(min), short(max))
@@ -122,8 +124,17 @@ impl fmt::Display for Table {
     }
 }
 
+/// Lowest, median and highest of `samples`, if there are any.
+pub fn spread(samples: &[f64]) -> Option<[f64; 3]> {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let (lowest, highest) = (*sorted.first()?, *sorted.last()?);
+    let (low, high) = (sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
+    Some([lowest, (low + high) / 2.0, highest])
+}
+
 /// Three digits or more, with k and M.
-fn short(number: f64) -> String {
+pub fn short(number: f64) -> String {
     match number {
         n if n >= 1e6 => format!("{:.2}M", n / 1e6),
         n if n >= 1e5 => format!("{:.0}k", n / 1e3),

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
+use crate::version::LEVELS;
 
 fn shape() -> Shape {
     Shape {
@@ -41,6 +42,7 @@ fn run(text: &str) -> RunView<'_> {
         TableView {
             number: number.parse().unwrap(),
             bytes: bytes.parse().unwrap(),
+            referred: 0,
             tombstones: tombstones.parse().unwrap(),
             smallest: smallest.as_bytes(),
             largest: largest.as_bytes(),
@@ -305,6 +307,7 @@ impl Model {
                 let tables = run.iter().map(|(smallest, largest, bytes, number)| TableView {
                     number: *number,
                     bytes: *bytes,
+                    referred: 0,
                     tombstones: 0,
                     smallest: smallest.as_bytes(),
                     largest: largest.as_bytes(),

@@ -5,17 +5,21 @@
     reason = "the tests damage files behind the engine's back"
 )]
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::executor::block_on;
-use seerdb_io::EnvOptions;
+use seerdb_io::{BUF_ALIGN, EnvOptions};
 use tempfile::TempDir;
 
 use super::*;
 use crate::codec::crc32c;
+use crate::filename::FileName;
+use crate::log::reader::CHUNK_BYTES;
 use crate::log::segment::{Plan, Segment, prepare};
 use crate::log::writer::{LogBuffer, Payload};
 use crate::record::HEADER_BYTES;
+use crate::record::Header;
 
 const UNIT: usize = BUF_ALIGN;
 const SEGMENT_BYTES: u64 = 1 << 16;
@@ -34,7 +38,7 @@ struct Log {
 }
 
 fn segment(env: &Env, dir: &TempDir, number: u64, bytes: u64) -> Arc<Segment> {
-    let plan = Plan { number, bytes, direct: false, recycled: None };
+    let plan = Plan { stream: Stream::Wal, number, bytes, direct: false, recycled: None };
     Arc::new(block_on(prepare(env, dir.path(), plan)).unwrap())
 }
 
@@ -43,8 +47,8 @@ impl Log {
         let env = Env::new(&EnvOptions::default()).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let first = segment(&env, &dir, 1, bytes);
-        let refs = vec![SegmentRef { id: first.id, stream: 0 }];
-        let (buffer, position) = (LogBuffer::new(first, 0), UNIT as u64);
+        let refs = vec![SegmentRef { id: first.id, stream: Stream::Wal }];
+        let (buffer, position) = (LogBuffer::new(first), UNIT as u64);
         Log { env, dir, refs, buffer, grouped, position, places: Vec::new() }
     }
 
@@ -54,13 +58,16 @@ impl Log {
         let payload = vec![seqno; payload_bytes];
         let bytes = u32::try_from(payload.len()).unwrap();
         let crc = crc32c(&payload);
-        self.buffer.append(&Payload { parts: &[&payload], bytes, crc }, 1, durable);
+        let seqno = u64::from(seqno);
+        let payload = Payload { parts: &[&payload], bytes, crc };
+        self.buffer.append(&payload, seqno..seqno + 1, durable);
         let position = self.write();
         self.places.push((self.buffer.segment().id.number, position));
     }
 
     fn mark(&mut self, durable: SeqNo) {
-        assert!(self.buffer.append_mark(durable));
+        let next = self.places.len() as u64 + 1;
+        assert!(self.buffer.append_mark(next, durable));
         self.write();
     }
 
@@ -81,7 +88,7 @@ impl Log {
     fn rotate(&mut self, bytes: u64) {
         let number = self.buffer.segment().id.number + 1;
         let next = segment(&self.env, &self.dir, number, bytes);
-        self.refs.push(SegmentRef { id: next.id, stream: 0 });
+        self.refs.push(SegmentRef { id: next.id, stream: Stream::Wal });
         self.buffer.rotate(next);
         self.position = UNIT as u64;
     }
@@ -130,7 +137,7 @@ struct Checker {
 }
 
 impl Sink for Checker {
-    fn commit(&mut self, header: &Header, payload: &[u8], _: &Path, _: u64) -> Result<()> {
+    fn commit(&mut self, header: &Header, payload: &[u8], _: &Origin<'_>) -> Result<()> {
         assert_eq!(header.first_seqno, self.next);
         assert!(payload.iter().all(|byte| u64::from(*byte) == self.next));
         self.next += 1;
@@ -213,7 +220,7 @@ fn a_commit_that_is_half_in_tables_is_damage() {
     let mut log = Log::new(true, SEGMENT_BYTES);
     let payload =
         Payload { parts: &[b"two operations"], bytes: 14, crc: crc32c(b"two operations") };
-    log.buffer.append(&payload, 2, 0);
+    log.buffer.append(&payload, 1..3, 0);
     let position = log.write();
     let place = (name(1), position + HEADER_BYTES as u64);
     assert_eq!(log.replay(1), Err(place));
@@ -404,12 +411,12 @@ fn records_of_a_former_life_prove_nothing() {
     let mut log = Log::new(true, 1 << 20);
     for seqno in 1..200 {
         log.commit(100, seqno - 1);
-        log.places.clear();
     }
-    let plan = Plan { number: 2, bytes: 1 << 20, direct: false, recycled: Some(log.path(1)) };
+    let recycled = Some(log.path(1));
+    let plan = Plan { stream: Stream::Wal, number: 2, bytes: 1 << 20, direct: false, recycled };
     let again = Arc::new(block_on(prepare(&log.env, log.dir.path(), plan)).unwrap());
-    log.refs = vec![SegmentRef { id: again.id, stream: 0 }];
-    log.buffer = LogBuffer::new(again, 0);
+    log.refs = vec![SegmentRef { id: again.id, stream: Stream::Wal }];
+    log.buffer = LogBuffer::new(again);
     log.places.clear();
     assert_eq!(log.replay(0), Ok((0, false)));
     log.commit(100, 0);
@@ -421,7 +428,7 @@ fn an_unnamed_segment_that_goes_on_is_told_from_an_old_one() {
     let mut log = three_segments(true);
     log.mark(9);
     let look = |number, last| {
-        block_on(prove_behind(&log.env, log.dir.path(), number, last))
+        block_on(prove_behind(&log.env, log.dir.path(), Stream::Wal, number, last))
             .map_err(|error| assert!(error.is_corruption(), "{error}"))
             .is_err()
     };

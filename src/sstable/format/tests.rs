@@ -1,6 +1,7 @@
 //! Blocks and footers whose checksums are right and whose content is not.
 
 use super::*;
+use crate::lz4::PACK_BYTES_MAX;
 
 const NUMBER: FileNumber = 7;
 
@@ -39,7 +40,7 @@ fn a_block_is_what_its_handle_and_its_trailer_say() {
         (BlockKind::Data, 1, &packed[..], 501, "LZ4 cannot unpack it"),
         (BlockKind::Data, 1, &packed[..], 499, "LZ4 cannot unpack it"),
         (BlockKind::Data, 1, &[0xFF; 9][..], 500, "LZ4 cannot unpack it"),
-        (BlockKind::Data, 1, &raw[..], COMPRESS_BYTES_MAX + 1, "unpacked it would be too large"),
+        (BlockKind::Data, 1, &raw[..], PACK_BYTES_MAX + 1, "unpacked it would be too large"),
         (BlockKind::Data, 1, &packed[..2], 1 << 16, "unpacked it would be too large"),
     ] {
         let said = told(open(kind, how, stored, raw));

@@ -1,16 +1,17 @@
 //! The pure reader against every torn tail, every flipped bit and every zeroed sector.
 
 use super::*;
-use crate::version::edit::WalRef;
+use crate::log::format::Stream;
+use crate::version::edit::SegmentName;
 
 const ID: FileId = FileId { number: 9, salt: 0x0123_4567_89AB_CDEF };
 
 fn edits() -> Vec<VersionEdit> {
-    let wal = |number| WalRef { number, salt: number * 77, stream: 0 };
+    let wal = |number| SegmentName { number, salt: number * 77, stream: Stream::Wal };
     vec![
-        VersionEdit { next_file: Some(10), wals_added: vec![wal(3)], ..VersionEdit::default() },
+        VersionEdit { next_file: Some(10), segments_added: vec![wal(3)], ..VersionEdit::default() },
         // Longer than a unit.
-        VersionEdit { wals_added: (100..445).map(wal).collect(), ..VersionEdit::default() },
+        VersionEdit { segments_added: (100..445).map(wal).collect(), ..VersionEdit::default() },
         VersionEdit { flushed_seqno: Some(5), ..VersionEdit::default() },
     ]
 }

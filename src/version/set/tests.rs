@@ -9,15 +9,16 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::key::{SEQNO_MAX, Trailer, ValueKind};
+use crate::log::format::Stream;
 use crate::options::{Compression, DBOptions};
-use crate::sstable::{TableMeta, TableWriter, TableWriterOptions};
+use crate::sstable::{Table, TableMeta, TableWriter, TableWriterOptions};
 
 struct Bed {
     dir: TempDir,
     env: Env,
 }
 
-type Opened = (VersionSet, Recovered, UnboundedReceiver<FileName>);
+type OpenSet = (VersionSet, Recovered, UnboundedReceiver<FileName>);
 
 impl Bed {
     fn new() -> Bed {
@@ -25,14 +26,14 @@ impl Bed {
         Bed { dir: tempfile::tempdir().unwrap(), env }
     }
 
-    fn try_open(&self, options: DBOptions) -> Result<Opened> {
+    fn try_open(&self, options: DBOptions) -> Result<OpenSet> {
         let (trash, names) = mpsc::unbounded();
         let settings = options.validate().unwrap();
         let open = VersionSet::open(&self.env, self.dir.path(), &settings, trash);
         block_on(open).map(|(set, recovered)| (set, recovered, names))
     }
 
-    fn open(&self) -> Opened {
+    fn open(&self) -> OpenSet {
         self.try_open(DBOptions::default()).unwrap()
     }
 
@@ -123,10 +124,7 @@ fn a_new_database_is_created_once() {
     assert_eq!(refused.err().unwrap().kind(), ErrorKind::InvalidArgument);
     assert!(bed.names().is_empty());
     let (set, recovered, _) = bed.open();
-    assert_eq!(
-        recovered,
-        Recovered { created: true, wals: vec![], flushed_seqno: 0, durable_seqno: 0 }
-    );
+    assert_eq!(recovered, Recovered { created: true, ..Recovered::default() });
     assert_eq!(set.current().table_count(), 0);
     drop(set);
     let refused = bed.try_open(DBOptions::default().error_if_exists(true));
@@ -141,8 +139,8 @@ fn edits_survive_reopening_and_numbers_are_not_reused() {
     let (set, _, _names) = bed.open();
     let a = bed.flush(&set, &["a", "b"], 1);
     let b = bed.flush(&set, &["b", "c"], 10);
-    let wal = WalRef { number: set.new_file_number(), salt: 5, stream: 0 };
-    let edit = VersionEdit { wals_added: vec![wal], ..VersionEdit::default() };
+    let wal = SegmentName { number: set.new_file_number(), salt: 5, stream: Stream::Wal };
+    let edit = VersionEdit { segments_added: vec![wal], ..VersionEdit::default() };
     let shown = block_on(set.apply(edit, vec![], |version| show(version))).unwrap();
     assert_eq!(shown, format!("0: 2[{}], 0: 1[{}]", b.number, a.number));
     bed.put(FileName::Wal(wal.number), b"");
@@ -153,7 +151,7 @@ fn edits_survive_reopening_and_numbers_are_not_reused() {
     for _ in 0..3 {
         let (set, recovered, _names) = bed.open();
         assert_eq!(show(&set.current()), shown);
-        assert_eq!(recovered.wals, [wal]);
+        assert_eq!(recovered.segments, [wal]);
         assert_eq!(recovered.flushed_seqno, 11);
         let next = set.new_file_number();
         assert!(next > last, "{next} after {last}");

@@ -12,6 +12,8 @@ use crate::damage::{self, Files};
 use crate::{env, scratch};
 
 const KEYS: u32 = 30;
+/// What the footer of a rewritten file begins with.
+const MAGIC: &[u8] = b"seerval\0";
 
 /// The databases that are damaged, each with itself earlier in its life.
 pub struct Goldens {
@@ -30,6 +32,8 @@ fn options(env: Env) -> DBOptions {
         .table_bytes(2 << 10)
         .size_ratio(3)
         .runs_per_level(2)
+        .value_segment_bytes(16 << 10)
+        .max_space_amplification(1.1)
 }
 
 fn read(dir: &Path) -> Files {
@@ -52,7 +56,9 @@ async fn fill(db: &DB, from: u32, to: u32) {
     for n in from..to {
         let mut batch = db.batch();
         for part in 0..3 {
-            let value = format!("{n}-{}", "v".repeat(n as usize % 90));
+            // In a database with a value log, some are longer than its threshold.
+            let repeats = if n % 4 == 0 { 10 } else { 1 };
+            let value = format!("{n}-{}", "v".repeat(n as usize % 90 * repeats));
             batch.put(format!("key-{:03}", (n * 7 + part) % KEYS), value);
         }
         batch.delete(format!("key-{:03}", n % KEYS));
@@ -63,13 +69,20 @@ async fn fill(db: &DB, from: u32, to: u32) {
     }
 }
 
+/// Whether a file of the value log was rewritten: it ends in a footer.
+fn has_rewritten(files: &Files) -> bool {
+    let is_it = |bytes: &[u8]| bytes.len() > 40 && bytes[bytes.len() - 40..].starts_with(MAGIC);
+    files.iter().any(|(name, bytes)| name.ends_with(".vlog") && is_it(bytes))
+}
+
 /// Waits until background work rests: its files could not be read as of one moment.
 fn settle(db: &DB) {
     let mut before = None;
     loop {
         std::thread::sleep(Duration::from_millis(50));
         let stats = db.stats();
-        let now = (stats.flushes, stats.compactions, stats.memtables, stats.log_groups);
+        let rewrites = stats.value_log.rewrites;
+        let now = (stats.flushes, stats.compactions, stats.memtables, stats.log_groups, rewrites);
         if before == Some(now) && stats.memtables == 1 {
             return;
         }
@@ -78,13 +91,20 @@ fn settle(db: &DB) {
 }
 
 impl Goldens {
-    /// Makes them: both kinds of log, with and without compression, closed and not.
+    /// Makes them: both kinds of log, with and without compression and a value log, closed and
+    /// not.
     pub fn make() -> Goldens {
         let (options, scratch) = (options(env()), scratch());
         let mut variants = Vec::new();
-        for (at, durability) in [Durability::Synced, Durability::Written].into_iter().enumerate() {
-            let compression = [Compression::Lz4, Compression::None][at];
+        let kinds = [
+            (Durability::Synced, Compression::Lz4, None),
+            (Durability::Written, Compression::None, None),
+            (Durability::Synced, Compression::None, Some(100)),
+            (Durability::Written, Compression::Lz4, Some(60)),
+        ];
+        for (at, (durability, compression, threshold)) in kinds.into_iter().enumerate() {
             let options = options.clone().durability(durability).compression(compression);
+            let options = options.value_threshold(threshold);
             let dir = scratch.path().join(format!("golden-{at}"));
             block_on(async {
                 let db = options.open(&dir).await.expect("a fresh database opens");
@@ -99,6 +119,7 @@ impl Goldens {
                 let late = read(&dir);
                 db.close().await.expect("a close");
                 let closed = read(&dir);
+                assert!(threshold.is_none() || has_rewritten(&closed), "nothing was rewritten");
                 variants.push((late.clone(), early));
                 variants.push((closed, late));
             });

@@ -10,6 +10,7 @@ const UNIT: usize = 4096;
 const RECORD_HEADER: usize = 40;
 const FOOTER: usize = 72;
 const BLOCK_TRAILER: usize = 5;
+const VALUES_FOOTER: usize = 40;
 
 /// Mends every file. A file of records is mended with the identity that its header page says,
 /// which must be the one that its name, CURRENT or the manifest knows, or nobody reads it.
@@ -22,7 +23,9 @@ pub fn mend(files: &mut Files) {
         } else if name.starts_with("MANIFEST-") {
             put_crc(bytes, 0..UNIT - 4, UNIT - 4, &[]);
             records(bytes, number, true);
-        } else if name.ends_with(".wal") {
+        } else if name.ends_with(".vlog") && bytes.len() > VALUES_FOOTER && !is_segment(bytes) {
+            rewritten(bytes);
+        } else if name.ends_with(".wal") || name.ends_with(".vlog") {
             put_crc(bytes, 0..40, 40, &[]);
             records(bytes, number, false);
         } else if name.ends_with(".sst") {
@@ -51,6 +54,18 @@ fn current(bytes: &mut Vec<u8>) {
         let end = format!("{:08x}\n", crc32c(&bytes[..34]));
         bytes.splice(34.., end.into_bytes());
     }
+}
+
+fn is_segment(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"seerlog\0")
+}
+
+/// The sections block of a rewritten file, then its footer.
+fn rewritten(bytes: &mut [u8]) -> Option<()> {
+    let footer = bytes.len().checked_sub(VALUES_FOOTER)?;
+    let block = footer.checked_sub(u32_at(bytes, footer + 28)? as usize)?;
+    put_crc(bytes, block..footer, footer + 32, &[])?;
+    put_crc(bytes, footer..footer + 36, footer + 36, &[])
 }
 
 /// The records behind the header page; both kinds of header page have the salt at 24.

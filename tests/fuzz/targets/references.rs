@@ -1,0 +1,4 @@
+//! `seerdb::fuzz::references`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| seerdb::fuzz::references(bytes));
