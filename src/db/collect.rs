@@ -34,12 +34,12 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// trailer, its share of filter and index.
 const ENTRY_BYTES: u64 = 32;
 /// A segment of the value log has this share of what is alive, within bounds.
-const SEGMENT_SHARE: u64 = 32;
-const SEGMENT_BYTES_MIN: u64 = 8 << 20;
+const SEGMENT_SHARE: u64 = 64;
+const SEGMENT_BYTES_MIN: u64 = 2 << 20;
 /// What memtables overwrite unseen stays below this share of what is alive.
-const MEMTABLE_SHARE: u64 = 16;
+const MEMTABLE_SHARE: u64 = 32;
 /// A memtable may always refer to so much: between these, the less the more is overwritten.
-const MEMTABLE_BYTES_MIN: u64 = 8 << 20;
+const MEMTABLE_BYTES_MIN: u64 = 4 << 20;
 const MEMTABLE_BYTES_FRESH: u64 = 56 << 20;
 /// It never refers to more than this many times its own limit: all of that is read after a crash.
 const MEMTABLE_TIMES: usize = 16;
@@ -70,6 +70,13 @@ impl Overwritten {
         self.0.store(old.midpoint(share), Ordering::Relaxed);
     }
 
+    /// A flush dropped `dropped` of `came` bytes of references because the same memtable had newer
+    /// ones: no more than that is new.
+    pub(super) fn learn_from_flush(&self, came: u64, dropped: u64) {
+        let share = (dropped.min(came) * 1000).checked_div(came).unwrap_or(0);
+        self.0.fetch_max(u32::try_from(share).unwrap_or(1000), Ordering::Relaxed);
+    }
+
     fn share_of(&self, bytes: u64) -> u64 {
         bytes / 1000 * u64::from(self.0.load(Ordering::Relaxed))
     }
@@ -79,7 +86,9 @@ impl Overwritten {
     fn referred_max(&self, live: u64) -> u64 {
         let share = u64::from(self.0.load(Ordering::Relaxed));
         let fresh = MEMTABLE_BYTES_FRESH / 1000 * (1000 - share);
-        (live / MEMTABLE_SHARE / share.max(1) * 1000).max(fresh).max(MEMTABLE_BYTES_MIN)
+        // What was never overwritten may be from now on.
+        let wary = share.max(500);
+        (live / MEMTABLE_SHARE / wary * 1000).max(fresh).max(MEMTABLE_BYTES_MIN)
     }
 }
 
@@ -240,7 +249,6 @@ pub(super) fn view(values: &Values, live: &HashMap<FileNumber, u64>) -> FileView
         bytes: values.meta.bytes,
         live: segments.iter().map(live_of).sum(),
         lists: lists_of(values),
-        youngest: segments.last().copied().unwrap_or(0),
     }
 }
 
@@ -267,11 +275,12 @@ impl Core {
         let bodies: u64 = all.map(|reference| reference.bodies).sum();
         let lists = version.values().iter().map(lists_of).sum::<u64>();
         Accounts {
-            referred: in_tables + in_memtables,
+            in_tables,
+            in_memtables,
             hidden: self.overwritten.share_of(in_tables - in_last),
-            hidden_by_memtables: self.overwritten.share_of(in_memtables),
             pointers: bodies * (POINTER_BYTES as u64 + ENTRY_BYTES) + lists,
-            unfilled: self.segments.open_values_bytes().saturating_sub(in_memtables),
+            unfilled: self.segments.open_values_bytes().saturating_sub(in_memtables)
+                + self.segments.values_bytes(),
         }
     }
 

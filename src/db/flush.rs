@@ -135,6 +135,9 @@ async fn install(
             remove(core.env.fs(), &core.dir, segment.stream.file_name(segment.id.number)).await;
         }
     }
+    let referred: u64 = outcome.opened.iter().map(|t| t.meta().referenced_bytes()).sum();
+    let came = memtable.referred_bytes() as u64;
+    core.overwritten.learn_from_flush(came, came.saturating_sub(referred));
     let sealed: Vec<_> = closed.iter().filter(|s| s.stream == Stream::Values).collect();
     let edit = VersionEdit {
         segments_removed: closed.iter().map(|segment| segment.id.number).collect(),

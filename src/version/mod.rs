@@ -49,8 +49,8 @@ pub(crate) struct Level {
 pub(crate) struct Version {
     levels: [Level; LEVELS],
     values: Vec<Values>,
-    /// Which of `values` holds a segment; those in the log, open for reading, too.
-    by_segment: HashMap<FileNumber, Arc<ValueFile>>,
+    /// Which of `values` holds a segment; those in the log, open for reading, too. By segment.
+    by_segment: Vec<(FileNumber, Arc<ValueFile>)>,
 }
 
 /// A file of the value log that needs no replay.
@@ -103,8 +103,7 @@ impl Version {
 
     fn take_values(&mut self, state: &State, previous: &Version, opened: &Opened) {
         let files: HashMap<FileNumber, &Arc<ValueFile>> = previous
-            .by_segment
-            .values()
+            .value_files()
             .chain(&opened.values)
             .map(|file| (file.number(), file))
             .collect();
@@ -120,8 +119,9 @@ impl Version {
             self.values.push(Values { meta: Arc::clone(meta), file });
         }
         for named in state.segments().filter(|named| named.stream == Stream::Values) {
-            self.by_segment.insert(named.number, handle(named.number));
+            self.by_segment.push((named.number, handle(named.number)));
         }
+        self.by_segment.sort_unstable_by_key(|(segment, _)| *segment);
     }
 
     /// The files of the value log that need no replay, by number.
@@ -131,12 +131,13 @@ impl Version {
 
     /// The file that holds `segment` of the value log.
     pub(crate) fn value_file(&self, segment: FileNumber) -> Option<&Arc<ValueFile>> {
-        self.by_segment.get(&segment)
+        let index = self.by_segment.binary_search_by_key(&segment, |(segment, _)| *segment).ok()?;
+        self.by_segment.get(index).map(|(_, file)| file)
     }
 
     /// The files that hold segments, each at least once.
     pub(super) fn value_files(&self) -> impl Iterator<Item = &Arc<ValueFile>> {
-        self.by_segment.values()
+        self.by_segment.iter().map(|(_, file)| file)
     }
 
     /// All levels.
