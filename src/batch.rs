@@ -101,6 +101,11 @@ impl WriteOp {
         self.head().len() + self.key.len() + self.value.len()
     }
 
+    /// What it keeps in memory beside the memtable until it is written.
+    pub(crate) fn unwritten_bytes(&self) -> usize {
+        if self.kind == ValueKind::Pointer { self.value.len() } else { 0 }
+    }
+
     /// What it adds to a memtable.
     pub(crate) fn memory_bytes(&self) -> usize {
         let value = match self.kind {

@@ -32,7 +32,7 @@ use super::publish::{Progress, Queue, Wakers};
 use super::signal::Signal;
 use super::state::ReadStates;
 use super::streams::{Next, Streams};
-use super::values::values_written;
+use super::throttle::Throttle;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{SEQNO_MAX, SeqNo};
 use crate::log::format::Stream;
@@ -56,6 +56,7 @@ pub(crate) struct Pipeline {
     /// before, and what it refers to is read again after a crash.
     referred_bytes_max: AtomicUsize,
     pub(super) fresh: Arc<FreshValues>,
+    pub(super) throttle: Arc<Throttle>,
     /// Where values go when they are written; none when the page cache has them.
     pub(super) written_values: Option<Arc<BlockCache>>,
     pub(super) buffered_delay: Duration,
@@ -119,6 +120,7 @@ pub(crate) struct Start {
     pub(crate) grouped: bool,
     pub(crate) memtable_bytes: usize,
     pub(crate) fresh: Arc<FreshValues>,
+    pub(crate) throttle: Arc<Throttle>,
     pub(crate) cache: Arc<BlockCache>,
     pub(crate) buffered_delay: Duration,
     pub(crate) clock: Clock,
@@ -149,6 +151,7 @@ impl Pipeline {
             memtable_bytes: start.memtable_bytes,
             referred_bytes_max: AtomicUsize::new(usize::MAX),
             fresh: start.fresh,
+            throttle: start.throttle,
             written_values: Some(start.cache).filter(|_| start.grouped),
             buffered_delay: start.buffered_delay,
             clock: start.clock,
@@ -183,6 +186,7 @@ impl Pipeline {
         let appended = self.append_locked(&mut state, stream, payload, count, durability);
         let failed = state.failure.is_some();
         drop(state);
+        self.give_written_values();
         match appended {
             Ok((ticket, wake)) => {
                 if wake {
@@ -267,7 +271,7 @@ impl Pipeline {
         state.oldest_buffered = None;
         match state.log.write_cached() {
             Ok(()) => {
-                values_written(&self.fresh, state.log.last_seqno(), None);
+                self.fresh.mark_written(state.log.last_seqno());
                 Ok(())
             }
             Err(cause) => Err(self.write_failed(state, &cause)),
@@ -555,6 +559,7 @@ mod tests {
             grouped: false,
             memtable_bytes: 1 << 20,
             fresh: Arc::default(),
+            throttle: Throttle::new(1 << 20),
             cache: Arc::new(BlockCache::new(0)),
             buffered_delay: Duration::ZERO,
             clock: env.clock().clone(),

@@ -17,7 +17,6 @@ use smallvec::SmallVec;
 use super::commit::{GROUP_BYTES_MAX, Pipeline, State};
 use super::publish::Wakers;
 use super::streams::Unit;
-use super::values::values_written;
 use crate::error::Error;
 use crate::key::SeqNo;
 use crate::log::segment::Segment;
@@ -57,6 +56,8 @@ impl Pipeline {
         };
         // Without room for more in flight, the next completion asks again anyway.
         state.log_sleeps = room && matches!(work, Work::Sleep(_));
+        drop(state);
+        self.give_written_values();
         work
     }
 
@@ -154,7 +155,8 @@ impl Pipeline {
         state.spares.extend(bufs.into_iter().filter(|b| b.capacity() <= SPARE_BYTES_MAX));
         self.publish(&mut state, &mut wakers);
         drop(state);
-        values_written(&self.fresh, seqno, self.written_values.as_deref());
+        self.fresh.mark_written(seqno);
+        self.give_written_values();
         self.progress_event.notify(usize::MAX);
         wakers.into_iter().for_each(Waker::wake);
     }

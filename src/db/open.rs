@@ -236,6 +236,8 @@ fn build(
     let Disk { versions, segments, segment, last_seqno, trash } = disk;
     let active = Arc::new(Memtable::new(Floor { wal: segment.id.number, values: 0 }));
     let cache = Arc::new(BlockCache::new(settings.cache_bytes));
+    // One memtable beyond this is being freed while its flush gives the credits back.
+    let throttle = Throttle::new(settings.memtable_bytes.saturating_mul(2));
     let read_states = Arc::new(ReadStates::new(active.clone(), versions.current()));
     let pipeline = Pipeline::new(Start {
         segment,
@@ -244,6 +246,7 @@ fn build(
         grouped: settings.durability == Durability::Synced,
         memtable_bytes: settings.memtable_bytes,
         fresh: Arc::default(),
+        throttle: throttle.clone(),
         cache: cache.clone(),
         buffered_delay: settings.buffered_delay,
         clock: env.clock().clone(),
@@ -251,8 +254,7 @@ fn build(
     });
     let core = Arc::new(Core {
         cache,
-        // One memtable beyond this is being freed while its flush gives the credits back.
-        throttle: Throttle::new(settings.memtable_bytes.saturating_mul(2)),
+        throttle,
         env,
         dir,
         settings,

@@ -216,7 +216,7 @@ impl RangeStream {
 
     fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item>>> {
         loop {
-            if self.left == 0 {
+            if self.is_used_up() {
                 return Poll::Ready(None);
             }
             if self.ahead.is_empty() {
@@ -360,9 +360,10 @@ impl RangeStream {
         self.left = self.left.saturating_sub(1);
     }
 
-    /// Whether all items that were asked for are given out.
+    /// Whether all items that were asked for are given out. A range that is refused is refused
+    /// whatever the limit.
     pub(super) fn is_used_up(&self) -> bool {
-        self.left == 0
+        self.left == 0 && !matches!(self.state, State::Refused(_))
     }
 
     /// Begins anew when the state has changed, else waits for the disk.

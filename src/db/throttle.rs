@@ -1,7 +1,8 @@
 //! Backpressure: the byte credits that a write acquires before it may enter the log.
 //!
-//! A credit is a byte of memtable. Flushes give credits back while they write, not at their end,
-//! so that waiting writers trickle in at the pace of the disk instead of in bursts.
+//! A credit is a byte of memtable, or of a value on its way to the value log. Flushes give credits
+//! back while they write, not at their end, so that waiting writers trickle in at the pace of the
+//! disk instead of in bursts; those of a value come back when it is written.
 //!
 //! Invariants:
 //! 1. Grants are first come, first served; a newcomer never overtakes a waiter.

@@ -14,16 +14,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Core;
-use crate::cache::Weigh;
+use super::commit::Pipeline;
 use crate::error::{Error, Result};
 use crate::key::{KeyBuf, SeqNo};
 use crate::lz4;
 use crate::pointer::Pointer;
-use crate::sstable::{BlockCache, CacheId, Cached};
+use crate::sstable::{CacheId, Cached};
 use crate::version::Version;
 use crate::vlog::Place;
 use crate::vlog::file::{ValueFile, Wanted};
-use crate::vlog::fresh::FreshValues;
 
 /// What the first look at a pointer came to.
 pub(super) enum Look {
@@ -121,17 +120,33 @@ fn unpack(pointer: &Pointer, stored: Bytes) -> Result<Bytes> {
     raw.map_err(|what| Error::new(crate::error::ErrorKind::Corruption, what))
 }
 
-/// Everything up to `seqno` was written: its values need not be kept any more. With a `cache`
-/// they go there, because the page cache does not have them.
-pub(super) fn values_written(fresh: &FreshValues, seqno: SeqNo, cache: Option<&BlockCache>) {
-    fresh.written(seqno, |pointer, stored| {
-        if let Some(cache) = cache
-            && pointer.raw == pointer.stored
-        {
-            // A copy: the caller's buffer may be much larger than the value.
-            let value = Cached::Value(pointer.check(), Bytes::copy_from_slice(&stored));
-            debug_assert!(value.weight() == pointer.raw as usize, "the value is whole");
-            cache.insert(CacheId::value(&pointer), value);
+impl Pipeline {
+    /// Keeps a value for readers until it is written; its credits come back then.
+    pub(super) fn keep_value(&self, seqno: SeqNo, pointer: Pointer, stored: &Bytes) {
+        if self.fresh.insert(seqno, pointer, stored) {
+            // It may have been written since the log took it.
+            self.give_written_values();
+        } else {
+            self.throttle.release(stored.len());
         }
-    });
+    }
+
+    /// Gives up the values that are written by now, and their credits. Those that the page cache
+    /// does not have go into the cache. Never called with the commit lock: it wakes writers.
+    pub(super) fn give_written_values(&self) {
+        let mut released = 0;
+        self.fresh.give_written(|pointer, stored| {
+            released += stored.len();
+            if let Some(cache) = &self.written_values
+                && pointer.raw == pointer.stored
+            {
+                // A copy: the caller's buffer may be much larger than the value.
+                let value = Cached::Value(pointer.check(), Bytes::copy_from_slice(&stored));
+                cache.insert(CacheId::value(&pointer), value);
+            }
+        });
+        if released > 0 {
+            self.throttle.release(released);
+        }
+    }
 }

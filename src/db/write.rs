@@ -241,6 +241,7 @@ pub struct WriteFuture {
     ops: Ops,
     durability: Durability,
     may_wait: bool,
+    /// The credits that it needs: for the memtable, and for values until they are written.
     memory_bytes: usize,
     state: State,
 }
@@ -262,7 +263,7 @@ impl WriteFuture {
             Err(error) => (Ops::new(), State::Refused(error)),
         };
         separate(&mut ops, &db.core().settings);
-        let memory_bytes = ops.iter().map(WriteOp::memory_bytes).sum();
+        let memory_bytes = ops.iter().map(|op| op.memory_bytes() + op.unwritten_bytes()).sum();
         WriteFuture { db, ops, durability, may_wait: true, memory_bytes, state }
     }
 
@@ -356,20 +357,24 @@ impl WriteFuture {
     }
 
     fn insert(&mut self, ticket: &Ticket) {
-        let fresh = &self.db.core().pipeline.fresh;
+        let pipeline = &self.db.core().pipeline;
         let mut position = ticket.position;
         let mut user_bytes = 0;
         for (seqno, op) in (ticket.first_seqno..).zip(self.ops.drain(..)) {
+            user_bytes += op.key.len() as u64 + u64::from(op.raw);
+            if ticket.segment.stream == Stream::Wal {
+                ticket.memtable.insert(op.key, Trailer::new(seqno, op.kind), op.value);
+                continue;
+            }
             let key_at = position + op.head().len() as u64;
             position = key_at + (op.key.len() + op.value.len()) as u64;
-            user_bytes += op.key.len() as u64 + u64::from(op.raw);
             if op.kind != ValueKind::Pointer {
                 ticket.memtable.insert(op.key, Trailer::new(seqno, op.kind), op.value);
                 continue;
             }
             let pointer = point_to(&op, ticket.segment.id.number, key_at, seqno);
             if !planted!(ForgetFreshValue) {
-                fresh.insert(ticket.last_seqno, pointer, &op.value);
+                pipeline.keep_value(ticket.last_seqno, pointer, &op.value);
             }
             ticket.memtable.insert_pointer(op.key, seqno, &pointer);
         }

@@ -32,24 +32,21 @@ struct State {
 
 impl FreshValues {
     /// Keeps the value that the commit `seqno` writes where `pointer` leads, unless it was written
-    /// already.
-    pub(crate) fn insert(&self, seqno: SeqNo, pointer: Pointer, value: &Bytes) {
-        let place = Place::of(&pointer);
-        // Order: SeqCst here and in `written`, which stores and loads the same two the other way
-        // round: one of both sees what the other one stored.
+    /// already; whether it is kept.
+    pub(crate) fn insert(&self, seqno: SeqNo, pointer: Pointer, value: &Bytes) -> bool {
+        // Order: SeqCst here and in `mark_written` and `give_written`, which store and load the
+        // same two the other way round: one of both sees what the other one stored.
         if self.written.load(Ordering::SeqCst) >= seqno {
-            return;
+            return false;
         }
+        let place = Place::of(&pointer);
         let mut state = self.state.lock();
         state.values.insert(place, (pointer, value.clone()));
         // Writers come here one after the other, but not quite in the order of their commits.
         let at = state.order.partition_point(|(other, _)| *other <= seqno);
         state.order.insert(at, (seqno, place));
         self.count.store(state.order.len(), Ordering::SeqCst);
-        drop(state);
-        if self.written.load(Ordering::SeqCst) >= seqno {
-            self.give(|_, _| ());
-        }
+        true
     }
 
     /// The value at `place`, if it is not written yet.
@@ -60,16 +57,15 @@ impl FreshValues {
         self.state.lock().values.get(&place).map(|(_, value)| value.clone())
     }
 
-    /// The records of all commits up to `seqno` are written: gives their values away.
-    pub(crate) fn written(&self, seqno: SeqNo, give: impl FnMut(Pointer, Bytes)) {
+    /// The records of all commits up to `seqno` are written.
+    pub(crate) fn mark_written(&self, seqno: SeqNo) {
         self.written.fetch_max(seqno, Ordering::SeqCst);
-        if self.count.load(Ordering::SeqCst) > 0 {
-            self.give(give);
-        }
     }
 
-    fn give(&self, mut give: impl FnMut(Pointer, Bytes)) {
-        loop {
+    /// Gives the values away whose records are written. To be called after [`Self::mark_written`],
+    /// and after an insert that may have come behind it.
+    pub(crate) fn give_written(&self, mut give: impl FnMut(Pointer, Bytes)) {
+        while self.count.load(Ordering::SeqCst) > 0 {
             let mut state = self.state.lock();
             let written = self.written.load(Ordering::SeqCst);
             let Some((_, place)) = state.order.front().copied().filter(|(s, _)| *s <= written)
@@ -103,10 +99,12 @@ mod tests {
     fn values_leave_in_the_order_of_their_commits() {
         let fresh = FreshValues::default();
         for seqno in [2u8, 1, 4, 3] {
-            fresh.insert(u64::from(seqno), pointer(u32::from(seqno)), &Bytes::from(vec![seqno]));
+            let value = Bytes::from(vec![seqno]);
+            assert!(fresh.insert(u64::from(seqno), pointer(u32::from(seqno)), &value));
         }
         let mut given = Vec::new();
-        fresh.written(3, |pointer, value| given.push((pointer.position, value[0])));
+        fresh.mark_written(3);
+        fresh.give_written(|pointer, value| given.push((pointer.position, value[0])));
         assert_eq!(given, [(1, 1), (2, 2), (3, 3)]);
         assert_eq!(fresh.get(place(3)), None);
         assert_eq!(fresh.get(place(4)).as_deref(), Some([4].as_slice()));
@@ -115,9 +113,10 @@ mod tests {
     #[test]
     fn what_is_written_already_is_not_kept() {
         let fresh = FreshValues::default();
-        fresh.written(5, |_, _| panic!("there is nothing to give"));
-        fresh.insert(5, pointer(1), &Bytes::from_static(b"five"));
-        fresh.insert(6, pointer(2), &Bytes::from_static(b"six"));
+        fresh.mark_written(5);
+        fresh.give_written(|_, _| panic!("there is nothing to give"));
+        assert!(!fresh.insert(5, pointer(1), &Bytes::from_static(b"five")));
+        assert!(fresh.insert(6, pointer(2), &Bytes::from_static(b"six")));
         assert_eq!(fresh.get(place(1)), None);
         assert!(fresh.get(place(2)).is_some());
     }

@@ -119,7 +119,7 @@ pub(crate) fn options(default: Durability) -> DBOptions {
 
 /// The same with a value log of small segments, which is collected at every opportunity.
 pub(crate) fn separating(options: &DBOptions) -> DBOptions {
-    let options = options.clone().value_threshold(120).max_space_amplification(1.1);
+    let options = options.clone().value_threshold(120).max_space_amplification(1.4);
     options.value_segment_bytes(16 << 10)
 }
 

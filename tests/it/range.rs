@@ -61,6 +61,7 @@ fn a_range_may_be_empty_but_not_inverted() {
         for bounds in inverted {
             assert_eq!(stream_kind(db.range(bounds)), ErrorKind::InvalidArgument, "{bounds:?}");
             assert_eq!(stream_kind(db.range(bounds).rev()), ErrorKind::InvalidArgument);
+            assert_eq!(stream_kind(db.range(bounds).limit(0)), ErrorKind::InvalidArgument);
             assert_eq!(stream_kind(db.snapshot().range(bounds)), ErrorKind::InvalidArgument);
         }
         assert_eq!(keys(db.iter()), ["a", "b"], "nothing was lost");

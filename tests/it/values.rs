@@ -483,3 +483,24 @@ fn deleted_values_give_their_space_back() {
     wait_until(&db, "given back", || db.stats().value_log.bytes() == 0);
     assert!(collect(db.iter()).is_empty());
 }
+
+/// A value counts against the memory for unflushed data until it is with the kernel.
+#[test]
+fn the_credits_of_values_are_held_until_they_are_written() {
+    for durability in DURABILITIES {
+        let (_dir, db) = open(&small().durability(durability).memtable_bytes(64 << 10));
+        // Together six times what may be unflushed or unwritten.
+        let writes = (0..100).map(|i| db.put(key(i), noise(i, 8 << 10)).into_future());
+        run(futures::future::try_join_all(writes)).unwrap();
+        assert!(db.stats().stalled_writes > 0, "{durability:?}: nobody had to wait");
+        let large = noise(1000, 1 << 20);
+        run(db.put("larger than all credits", large.clone())).unwrap();
+        run(db.flush()).unwrap();
+        assert_eq!(db.pressure().level, 0.0, "{durability:?}: credits were lost");
+        assert_eq!(run(db.get("larger than all credits")).unwrap(), Some(large));
+        for i in 0..100 {
+            assert_eq!(run(db.get(key(i))).unwrap(), Some(noise(i, 8 << 10)));
+        }
+        run(db.close()).unwrap();
+    }
+}

@@ -33,7 +33,7 @@ fn options(env: Env) -> DBOptions {
         .size_ratio(3)
         .runs_per_level(2)
         .value_segment_bytes(16 << 10)
-        .max_space_amplification(1.1)
+        .max_space_amplification(1.4)
 }
 
 fn read(dir: &Path) -> Files {
