@@ -174,4 +174,4 @@ pub(crate) async fn prove_behind(
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -1,6 +1,7 @@
 //! The file system around a database, seen and changed without the engine, and processes.
 #![expect(clippy::disallowed_methods, reason = "tests look at the directory from outside")]
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -114,4 +115,23 @@ pub(crate) fn child(test: &str, path: &Path, extra: &str) -> Child {
 pub(crate) fn parent_said() -> Option<(PathBuf, String)> {
     let path = std::env::var_os("SEERDB_IT_PATH")?;
     Some((PathBuf::from(path), std::env::var("SEERDB_IT_EXTRA").unwrap_or_default()))
+}
+
+/// Kills a child that says what was acknowledged, when it has got to `enough`; the last it said.
+pub(crate) fn kill_when_acked(child: &mut Child, enough: u64) -> u64 {
+    let out = BufReader::new(child.stdout.take().unwrap());
+    let mut acked = 0u64;
+    // What the child says after the kill is in the pipe or was never said.
+    for line in out.lines() {
+        let Ok(line) = line else { break };
+        let Some(i) = line.rsplit_once("acked ").and_then(|(_, i)| i.parse().ok()) else {
+            continue;
+        };
+        acked = acked.max(i);
+        if acked == enough {
+            child.kill().unwrap();
+        }
+    }
+    child.wait().unwrap();
+    acked
 }

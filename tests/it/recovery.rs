@@ -141,21 +141,7 @@ fn a_killed_process_loses_nothing_that_was_acknowledged() {
             let (_dir, path) = place();
             let test = "recovery::child_writes_until_it_is_killed";
             let mut child = host::child(test, &path, durability);
-            let out = BufReader::new(child.stdout.take().unwrap());
-            let mut acked = 0u64;
-            // What the child says after this is in the pipe or was never said.
-            let enough = 50 + 170 * kill;
-            for line in out.lines() {
-                let Ok(line) = line else { break };
-                let Some(i) = line.rsplit_once("acked ").and_then(|(_, i)| i.parse().ok()) else {
-                    continue;
-                };
-                acked = acked.max(i);
-                if acked == enough {
-                    child.kill().unwrap();
-                }
-            }
-            child.wait().unwrap();
+            let acked = host::kill_when_acked(&mut child, 50 + 170 * kill);
             let db = run(tiny().open(&path)).unwrap();
             let found = collect(db.iter()).len() as u64;
             check(&db, found);

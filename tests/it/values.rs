@@ -1,7 +1,7 @@
 //! Values that stay in the log: that nobody can tell, whatever becomes of their files.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -220,20 +220,7 @@ fn a_killed_process_loses_no_value_that_was_acknowledged() {
         for kill in 0..kills {
             let test = "values::child_writes_values_until_it_is_killed";
             let mut child = host::child(test, &path, durability);
-            let out = BufReader::new(child.stdout.take().unwrap());
-            let mut acked = 0u64;
-            let enough = before + 40 + 110 * kill;
-            for line in out.lines() {
-                let Ok(line) = line else { break };
-                let Some(i) = line.rsplit_once("acked ").and_then(|(_, i)| i.parse().ok()) else {
-                    continue;
-                };
-                acked = acked.max(i);
-                if acked == enough {
-                    child.kill().unwrap();
-                }
-            }
-            child.wait().unwrap();
+            let acked = host::kill_when_acked(&mut child, before + 40 + 110 * kill);
             let db = run(small().open(&path)).unwrap();
             let found = collect(db.iter()).len() as u64;
             check(&db, &(0..found).map(|i| (key(i), value(i, 0))).collect());

@@ -131,15 +131,17 @@ impl Log {
     }
 }
 
-/// Takes commits in order and checks what is in them.
-struct Checker {
-    next: SeqNo,
+/// Takes commits in order and checks what is in them, and where they are said to come from.
+pub(in crate::log) struct Checker {
+    pub(in crate::log) next: SeqNo,
 }
 
 impl Sink for Checker {
-    fn commit(&mut self, header: &Header, payload: &[u8], _: &Origin<'_>) -> Result<()> {
+    fn commit(&mut self, header: &Header, payload: &[u8], origin: &Origin<'_>) -> Result<()> {
         assert_eq!(header.first_seqno, self.next);
         assert!(payload.iter().all(|byte| u64::from(*byte) == self.next));
+        let name = origin.segment.stream.file_name(origin.segment.id.number);
+        assert!(origin.path.ends_with(name.to_string()));
         self.next += 1;
         Ok(())
     }

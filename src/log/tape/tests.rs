@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::codec::crc32c;
 use crate::log::format::Stream;
+use crate::log::replay::tests::Checker;
 use crate::log::replay::{Known, replay};
 use crate::log::segment::{Plan, Segment, prepare};
 use crate::log::writer::{LogBuffer, Payload};
@@ -102,25 +103,6 @@ impl Twins {
                 Err((path.to_path_buf(), offset))
             }
         }
-    }
-}
-
-struct Checker {
-    next: SeqNo,
-}
-
-impl Sink for Checker {
-    fn commit(&mut self, header: &Header, payload: &[u8], origin: &Origin<'_>) -> Result<()> {
-        assert_eq!(header.first_seqno, self.next);
-        assert!(payload.iter().all(|byte| u64::from(*byte) == self.next));
-        let name = origin.segment.stream.file_name(origin.segment.id.number);
-        assert!(origin.path.ends_with(name.to_string()));
-        self.next += 1;
-        Ok(())
-    }
-
-    async fn breathe(&mut self) -> Result<()> {
-        Ok(())
     }
 }
 
