@@ -5,9 +5,9 @@
 //!    tables of the version that a rewrite began with refer to is all that any later one can.
 //! 2. A rewrite that fails changed nothing. A file with damage is left alone until the database is
 //!    reopened; other failures are repeated with a pause.
-//! 3. Rewriting gives way to the device's other users, the less the further the bound is behind.
-//!    Far beyond the bound flushes wait for it, and writers by the ordinary backpressure; never
-//!    for a rewrite that cannot be: after an error, or without a victim, nobody waits.
+//! 3. Rewriting gives way to the device's other users, the less the nearer the bound is. At the
+//!    bound commits get no new segment of the value log until files are rewritten; never for a
+//!    rewrite that cannot be: after an error, or without a victim, nobody waits.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -24,6 +24,7 @@ use crate::pointer::POINTER_BYTES;
 use crate::sstable::Table;
 use crate::version::edit::VersionEdit;
 use crate::version::{Opened, Values, Version};
+use crate::vlog::Kind;
 use crate::vlog::file::ValueFile;
 use crate::vlog::policy::{self, Accounts, FileView};
 use crate::vlog::rewrite::{self, Rewrite, Survivors};
@@ -32,10 +33,10 @@ const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// What an entry with a pointer takes in a table beside the pointer: a key of usual length, its
 /// trailer, its share of filter and index.
-const ENTRY_BYTES: u64 = 32;
+const ENTRY_BYTES: u64 = 24;
 /// A segment of the value log has this share of what is alive, within bounds.
 const SEGMENT_SHARE: u64 = 64;
-const SEGMENT_BYTES_MIN: u64 = 2 << 20;
+const SEGMENT_BYTES_MIN: u64 = 1 << 20;
 /// What memtables overwrite unseen stays below this share of what is alive.
 const MEMTABLE_SHARE: u64 = 32;
 /// A memtable may always refer to so much: between these, the less the more is overwritten.
@@ -43,10 +44,8 @@ const MEMTABLE_BYTES_MIN: u64 = 4 << 20;
 const MEMTABLE_BYTES_FRESH: u64 = 56 << 20;
 /// It never refers to more than this many times its own limit: all of that is read after a crash.
 const MEMTABLE_TIMES: usize = 16;
-/// Beyond the garbage that is allowed and this share of it flushes wait.
-const OVERFULL_SHARE: u64 = 3;
 /// The rate of a rewrite in no hurry, in bytes a second.
-const IDLE_RATE: u64 = 64 << 20;
+const IDLE_RATE: f64 = 67_108_864.0;
 
 /// How much of what merges take in from above the last run they find there already, in thousandths.
 pub(super) struct Overwritten(AtomicU32);
@@ -103,7 +102,7 @@ pub(super) async fn run(core: Arc<Core>) {
         }
         let step = collect(&core, &mut damaged).await;
         if !matches!(step, Ok(true)) {
-            core.let_flushes_go();
+            core.let_writers_go();
         }
         match step {
             Ok(true) => pause = RETRY_MIN,
@@ -125,10 +124,10 @@ async fn collect(core: &Arc<Core>, damaged: &mut HashSet<FileNumber>) -> Result<
     let accounts = core.accounts(&version);
     core.fit_segments(accounts.live());
     let files: Vec<FileView> = version.values().iter().map(|v| view(v, &live)).collect();
-    let allowed = accounts.garbage_allowed(core.settings.max_space_amplification);
+    let bounds = accounts.bounds(core.settings.max_space_amplification);
     let sound: Vec<FileView> =
         files.iter().filter(|file| !damaged.contains(&file.number)).copied().collect();
-    let pick = policy::pick(&sound, allowed, core.segments.values_bytes());
+    let pick = policy::pick(&sound, bounds.begin, core.segments.values_bytes());
     if !pick.dead.is_empty() {
         let edit = VersionEdit { values_removed: pick.dead, ..VersionEdit::default() };
         core.change_values(edit, Opened::default()).await?;
@@ -138,13 +137,12 @@ async fn collect(core: &Arc<Core>, damaged: &mut HashSet<FileNumber>) -> Result<
         return Ok(false);
     }
     let garbage: u64 = files.iter().map(FileView::garbage).sum();
-    let is_urgent = garbage > allowed + allowed / 8;
-    if garbage > allowed + allowed / OVERFULL_SHARE {
+    if garbage > bounds.full {
         core.is_overfull.store(true, Ordering::Relaxed);
     } else {
-        core.let_flushes_go();
+        core.let_writers_go();
     }
-    match rewrite_files(core, &version, &pick.victims, is_urgent).await {
+    match rewrite_files(core, &version, &pick.victims, bounds.leisure(garbage)).await {
         Err(error) if error.is_corruption() => {
             tracing::error!(%error, "a file of the value log is damaged and stays as it is");
             damaged.extend(pick.victims);
@@ -158,7 +156,7 @@ async fn rewrite_files(
     core: &Arc<Core>,
     version: &Arc<Version>,
     victims: &[FileNumber],
-    is_urgent: bool,
+    leisure: f64,
 ) -> Result<()> {
     let is_victim = |values: &&Values| victims.contains(&values.meta.number);
     let files = version.values().iter().filter(is_victim).flat_map(|values| {
@@ -168,8 +166,7 @@ async fn rewrite_files(
     let number = core.versions.new_file_number();
     let fs = core.env.fs();
     let pace = |bytes: u64| {
-        let sleep = Duration::from_nanos(bytes.saturating_mul(1_000_000_000) / IDLE_RATE);
-        let pause = if is_urgent { Duration::ZERO } else { sleep };
+        let pause = Duration::from_secs_f64(bytes as f64 / IDLE_RATE * leisure);
         core.pause(pause).boxed()
     };
     let rewriting = async {
@@ -249,6 +246,7 @@ pub(super) fn view(values: &Values, live: &HashMap<FileNumber, u64>) -> FileView
         bytes: values.meta.bytes,
         live: segments.iter().map(live_of).sum(),
         lists: lists_of(values),
+        is_rewritten: matches!(values.meta.kind, Kind::Rewritten { .. }),
     }
 }
 
@@ -295,15 +293,10 @@ impl Core {
     }
 
     /// The value log is within its bound, or nothing can be done about it.
-    fn let_flushes_go(&self) {
+    fn let_writers_go(&self) {
         if self.is_overfull.swap(false, Ordering::Relaxed) {
-            self.version_event.notify(usize::MAX);
+            self.pipeline.prepare_event.notify(1);
         }
-    }
-
-    /// Waits while collection is far behind its bound.
-    pub(super) async fn wait_for_collection(&self) -> Result<()> {
-        self.wait_while(|| self.is_overfull.load(Ordering::Relaxed)).await
     }
 
     /// Small databases have small segments: the bound holds for them too.

@@ -341,15 +341,15 @@ impl Pipeline {
         }
     }
 
-    /// The stream and the length of the segment to prepare next, if one is wanted now.
-    pub(crate) fn segment_wanted(&self) -> Option<(Stream, u64)> {
+    /// The stream, of those that may have one, and the length of the segment to prepare next.
+    pub(crate) fn segment_wanted(&self, may: impl Fn(Stream) -> bool) -> Option<(Stream, u64)> {
         let mut state = self.state.lock();
         if state.failure.is_some() || state.closing {
             return None;
         }
         // One that failed is tried again, but holds no other up.
         let mut again = None;
-        for stream in [Stream::Wal, Stream::Values] {
+        for stream in [Stream::Wal, Stream::Values].into_iter().filter(|stream| may(*stream)) {
             let lane = state.log.lane(stream);
             match lane.next {
                 Next::Wanted => return Some((stream, lane.wanted_bytes)),

@@ -87,7 +87,6 @@ async fn flush(core: &Arc<Core>, memtable: &Arc<Memtable>, next: &Arc<Memtable>)
         core.pipeline.wait_durable(memtable.last_seqno()).await?;
     }
     core.wait_for_merges().await?;
-    core.wait_for_collection().await?;
     let span = tracing::debug_span!("flush", entries = memtable.entries());
     let total = memtable.bytes();
     let released = AtomicUsize::new(0);

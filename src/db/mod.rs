@@ -102,7 +102,7 @@ pub(crate) struct Core {
     pub(crate) metrics: Arc<Metrics>,
     segments: Segments,
     overwritten: Overwritten,
-    /// The value log is beyond its bound, and collection is at work on it: flushes wait.
+    /// The value log is at its bound, and collection is at work on it: it gets no new segment.
     is_overfull: AtomicBool,
     closed: AtomicBool,
     /// A memtable was flushed, or its flush failed.

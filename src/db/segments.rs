@@ -5,10 +5,12 @@
 //! 1. A segment is named in the manifest before a record enters it, and leaves the manifest before
 //!    its file is renamed or removed.
 //! 2. The task prepares one segment ahead in each stream that is in use; a commit waits only when
-//!    it is slower than the writers, and for the first segment of the value log.
+//!    it is slower than the writers, for the first segment of the value log, and while that log
+//!    must not grow.
 //! 3. Segments of the value log are never used again: what is in them is referred to.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 use seerdb_io::{BUF_ALIGN, Env};
@@ -181,7 +183,10 @@ pub(super) async fn run(core: Arc<Core>) {
         if core.is_closed() || core.pipeline.failure().is_some() {
             return;
         }
-        if let Some((stream, wanted)) = core.pipeline.segment_wanted() {
+        // Order: whoever lowers it raises the event.
+        let is_full = || core.is_overfull.load(Ordering::Relaxed);
+        let may = |stream| stream == Stream::Wal || !is_full();
+        if let Some((stream, wanted)) = core.pipeline.segment_wanted(may) {
             let outcome = next(&core, stream, wanted).await;
             let failed = outcome.as_ref().err().cloned();
             core.pipeline.segment_prepared(stream, outcome);

@@ -8,13 +8,14 @@
 //! Victims are chosen by cost and benefit after LFS (Rosenblum and Ousterhout, 1992): what is freed
 //! times its age over what is read and written. The age is the square root of the file's rank by
 //! creation, a rewrite counting as one: in simulations of uniform and zipfian overwrites that wrote
-//! a tenth less than the age of the youngest value. Rewritten values have files of their own, so
-//! that cold values leave the company of hot ones.
+//! a tenth less than the age of the youngest value. Rewritten values have files of their own, and
+//! what has survived once is not mixed again with what never has: so cold values leave the company
+//! of hot ones.
 //!
 //! Invariants:
 //! 1. A file without a living body is always dropped, and costs nothing.
-//! 2. While there is more garbage than is allowed, and any file has garbage worth a rewrite, there
-//!    is a victim.
+//! 2. From a little before there is as much garbage as is allowed there is a victim, while any file
+//!    has garbage worth a rewrite.
 
 use crate::filename::FileNumber;
 
@@ -25,6 +26,9 @@ const WORTH_SHARE: u64 = 16;
 const GARBAGE_SHARE: u64 = 4;
 /// What the estimates may be wrong by, as a share of what is alive.
 const MARGIN_SHARE: u64 = 32;
+/// Rewriting begins when this share of the allowed garbage is still missing: what it does in no
+/// hurry is done by the time that it must hurry.
+const EARLY_SHARE: u64 = 16;
 /// The part of the allowance that hidden bodies may take at most before everything is merged.
 const HIDDEN_SHARE: u64 = 2;
 
@@ -37,6 +41,8 @@ pub(crate) struct FileView {
     pub(crate) live: u64,
     /// The bytes that say where its bodies stand: a rewrite would not free them.
     pub(crate) lists: u64,
+    /// It holds what a rewrite found alive.
+    pub(crate) is_rewritten: bool,
 }
 
 impl FileView {
@@ -76,11 +82,12 @@ impl Accounts {
     }
 
     /// How much garbage the files may hold.
-    pub(crate) fn garbage_allowed(&self, max_amplification: f64) -> u64 {
+    pub(crate) fn bounds(&self, max_amplification: f64) -> Bounds {
         let allowance = self.allowance(max_amplification);
         let margin = self.live() / MARGIN_SHARE;
         let others = self.hidden + self.in_memtables + self.pointers + self.unfilled + margin;
-        allowance.saturating_sub(others).max(allowance / GARBAGE_SHARE)
+        let allowed = allowance.saturating_sub(others).max(allowance / GARBAGE_SHARE);
+        Bounds { begin: allowed - allowed / EARLY_SHARE, allowed, full: allowed + margin }
     }
 
     /// Whether so much is hidden that a merge of everything pays: it makes garbage of it.
@@ -93,6 +100,25 @@ impl Accounts {
     pub(crate) fn hides_too_much(&self, max_amplification: f64, tree_bytes: u64) -> bool {
         let best = (tree_bytes as f64 * self.live() as f64).sqrt() / 2.0;
         self.hidden > (best as u64).min(self.allowance(max_amplification) / HIDDEN_SHARE)
+    }
+}
+
+/// How much garbage the files may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    /// Rewriting begins.
+    pub(crate) begin: u64,
+    /// Rewriting does nothing but hurry.
+    pub(crate) allowed: u64,
+    /// Nothing more may be written.
+    pub(crate) full: u64,
+}
+
+impl Bounds {
+    /// How much of its time rewriting may leave to others: all that it likes at 1, none at 0.
+    pub(crate) fn leisure(&self, garbage: u64) -> f64 {
+        let left = self.allowed.saturating_sub(garbage.max(self.begin));
+        left as f64 / (self.allowed - self.begin).max(1) as f64
     }
 }
 
@@ -126,7 +152,8 @@ pub(crate) fn pick(files: &[FileView], allowed: u64, file_bytes: u64) -> Pick {
     scored.sort_by(|(a, x), (b, y)| b.total_cmp(a).then(x.number.cmp(&y.number)));
     let mut victims = Vec::new();
     let mut output = 0;
-    for (_, file) in scored {
+    let is_rewritten = scored.first().is_some_and(|(_, file)| file.is_rewritten);
+    for (_, file) in scored.into_iter().filter(|(_, file)| file.is_rewritten == is_rewritten) {
         // A whole file of output, unless the excess is gone sooner and half a file is written.
         let is_enough = excess == 0 && output >= file_bytes / 2;
         if !victims.is_empty() && (is_enough || output + file.live > file_bytes) {
@@ -151,7 +178,7 @@ mod tests {
     use super::*;
 
     fn file(number: FileNumber, bytes: u64, live: u64) -> FileView {
-        FileView { number, bytes, live, lists: 0 }
+        FileView { number, bytes, live, lists: 0, is_rewritten: false }
     }
 
     #[test]
@@ -171,6 +198,14 @@ mod tests {
     }
 
     #[test]
+    fn what_has_survived_stays_among_its_kind() {
+        let survivor = |number, live| FileView { is_rewritten: true, ..file(number, 100, live) };
+        let files = [survivor(1, 20), file(2, 100, 30), survivor(3, 20), file(4, 100, 1)];
+        assert_eq!(pick(&files, 0, 100).victims, [1, 3]);
+        assert_eq!(pick(&files[1..], 0, 100).victims, [4, 2]);
+    }
+
+    #[test]
     fn what_a_rewrite_does_not_free_is_no_reason_for_one() {
         let full = FileView { lists: 60, ..file(1, 100, 40) };
         assert_eq!(pick(&[full], 0, 100), Pick::default());
@@ -185,13 +220,21 @@ mod tests {
     }
 
     #[test]
+    fn the_nearer_the_bound_the_greater_the_hurry() {
+        let bounds = Bounds { begin: 300, allowed: 320, full: 350 };
+        let leisure: Vec<f64> = [0, 300, 305, 320, 400].map(|g| bounds.leisure(g)).to_vec();
+        assert_eq!(leisure, [1.0, 1.0, 0.75, 0.0, 0.0]);
+        assert_eq!(Bounds { begin: 0, allowed: 0, full: 0 }.leisure(0), 0.0, "nothing is allowed");
+    }
+
+    #[test]
     fn hidden_bodies_and_pointers_take_from_the_allowance() {
         let (in_tables, in_memtables, hidden) = (1060, 40, 60);
         let (pointers, unfilled) = (30, 20);
         let accounts = Accounts { in_tables, in_memtables, hidden, pointers, unfilled };
         assert_eq!(accounts.live(), 1000);
-        assert_eq!(accounts.garbage_allowed(1.5), 319);
-        assert_eq!(Accounts { pointers: 500, ..accounts }.garbage_allowed(1.5), 125);
+        assert_eq!(accounts.bounds(1.5), Bounds { begin: 300, allowed: 319, full: 350 });
+        assert_eq!(Accounts { pointers: 500, ..accounts }.bounds(1.5).allowed, 125);
         assert!(!accounts.hides_too_much(1.5, 15));
         assert!(accounts.hides_too_much(1.5, 14));
         assert!(accounts.hides_too_much(1.11, 100), "hidden bodies leave room for garbage");
