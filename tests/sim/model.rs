@@ -342,12 +342,15 @@ impl<'a> Search<'a> {
         if self.placed.iter().any(is_placed) {
             return false;
         }
-        // What an acknowledged commit wrote and was found cannot have been written over.
+        // What was found cannot have been written over: [`Partial`] forgets where it was placed.
         let mut ops = (position..).zip(&commit.ops);
         ops.all(|(seqno, (key, value))| {
             let Some(found) = self.found[*key as usize] else { return true };
-            if found.is_none() || found == *value {
+            if found.is_none() {
                 return true;
+            }
+            if found == *value {
+                return at_seqno(&self.versions[*key as usize], self.last) < seqno;
             }
             let kept = self.versions[*key as usize].iter().find(|version| version.1 == found);
             let wrote =
@@ -371,4 +374,38 @@ impl<'a> Search<'a> {
             newest.1 == found
         })
     }
+}
+
+/// The search remembered a hopeless order, and took another one of the same commits for it.
+#[test]
+fn an_order_is_not_given_up_for_another_one() {
+    use seerdb::Durability;
+    let mut world = World::new(1, &mut seerdb_io::sim::Chance::new(1));
+    let commit = |key: Key, value: Value, fate| Commit {
+        client: 0,
+        ops: vec![(key, Some(value))],
+        durability: Durability::Buffered,
+        begin: 1,
+        end: 2,
+        after: 0,
+        fate,
+        proved: false,
+    };
+    // The first came third, as it was not written over at 2; the third began after the fourth.
+    world.commits = vec![
+        commit(0, 10, Fate::InFlight),
+        commit(1, 11, Fate::InFlight),
+        commit(2, 12, Fate::InFlight),
+        commit(0, 20, Fate::Acked(2)),
+        commit(1, 21, Fate::Acked(4)),
+    ];
+    world.commits[2].after = 4;
+    let mut found: Vec<Found> = vec![Some(None); world.keys.len()];
+    for (key, value) in [(0, 10), (1, 21), (2, 12)] {
+        found[key] = Some(Some(value));
+    }
+    let settled = world.explain(5, &found);
+    assert_eq!(settled.map(|settled| settled.silent), Ok(3));
+    found[1] = Some(Some(11));
+    assert!(world.explain(5, &found).is_err(), "two can only have come last");
 }
