@@ -38,11 +38,16 @@ fn all() -> &'static [Tail] {
     ALL.get_or_init(|| {
         let cached = golden::options(Durability::Written);
         let grouped = golden::options(Durability::Synced);
+        // Nothing is rewritten: what a rewrite has written is durable.
+        let [both, both_grouped] =
+            [&cached, &grouped].map(|o| golden::separating(o).max_space_amplification(90.0));
         vec![
             make("cached, one segment", cached.clone().wal_segment_bytes(64 << 10), 40, 1),
             make("cached, many segments", cached, 60, 1),
+            make("cached, two streams", both, 130, 1),
             make("grouped, a small group", grouped.clone(), 1, 12),
             make("grouped, a large group", grouped, 1, 70),
+            make("grouped, values", both_grouped.value_segment_bytes(64 << 10), 1, 30),
         ]
     })
 }
@@ -75,6 +80,9 @@ fn make(name: &'static str, options: DBOptions, commits: usize, ops: usize) -> T
     });
     let parts = parts(&before, &dir, grouped);
     assert!(parts.len() > 3, "{name}: {} parts", parts.len());
+    let in_values = parts.iter().filter(|(file, ..)| file.ends_with(".vlog")).count();
+    let separates = name.ends_with("two streams") || name.ends_with("values");
+    assert_eq!(in_values > 3, separates, "{name}: {in_values} parts of the value log");
     let model = states.last().unwrap().clone();
     let first = states.first().unwrap().clone();
     let durable = Golden::new(name, before, options.clone(), first, None);
@@ -107,10 +115,19 @@ async fn commit(
     states.push(model);
 }
 
+/// The segments of both streams, those of the WAL last: a group's mark stands there.
+fn logs(dir: &Path) -> Vec<String> {
+    let (wal, mut logs): (Vec<_>, Vec<_>) =
+        crate::support::files(dir).into_iter().partition(|name| name.ends_with(".wal"));
+    logs.retain(|name| name.ends_with(".vlog"));
+    logs.extend(wal);
+    logs
+}
+
 /// What differs in the logs of `before` and `after`, by sectors.
 fn parts(before: &Path, after: &Path, grouped: bool) -> Vec<(String, usize, Vec<u8>)> {
     let mut parts = Vec::new();
-    for name in crate::support::files(after).into_iter().filter(|name| name.ends_with(".wal")) {
+    for name in logs(after) {
         let new = std::fs::read(after.join(&name)).unwrap();
         let mut old = std::fs::read(before.join(&name)).unwrap_or_default();
         if old.is_empty() {
@@ -185,7 +202,7 @@ fn a_torn_tail_is_no_damage() {
 /// The data records of all logs: file, offset, and length without padding.
 fn records(dir: &Path) -> Vec<(String, usize, usize)> {
     let mut records = Vec::new();
-    for name in crate::support::files(dir).into_iter().filter(|name| name.ends_with(".wal")) {
+    for name in logs(dir) {
         let bytes = std::fs::read(dir.join(&name)).unwrap();
         let u32_at = |at: usize| {
             let bytes = bytes[at..at + 4].try_into().unwrap();
