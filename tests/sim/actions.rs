@@ -8,7 +8,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use seerdb::{DBOptions, ErrorKind};
+use seerdb::{Compression, DBOptions, ErrorKind};
 use seerdb_io::sim::errno::{EIO, EMFILE, ENOSPC};
 use seerdb_io::sim::{Disk, OpKind, Options, Phase, Sim};
 
@@ -462,6 +462,60 @@ fn a_rewrite_that_fails_changes_nothing_and_is_repeated() {
 }
 
 #[test]
+fn a_full_disk_stops_rewrites_and_nothing_else() {
+    let sim = Sim::new(7, Options::default());
+    let env = sim.boot();
+    let options = small()
+        .compression(Compression::None)
+        .value_threshold(100)
+        .value_segment_bytes(256 << 10)
+        .wal_segment_bytes(256 << 10)
+        .max_space_amplification(1.1)
+        .env(env.clone());
+    let outcome = sim.run(async {
+        let db = options.open("/db").await.unwrap();
+        for number in 0..48 {
+            db.put([number], vec![number; 20_000]).await.unwrap();
+        }
+        db.flush().await.unwrap();
+        env.clock().sleep(Duration::from_secs(1)).await;
+        // Enough for tables, but not for what lives in a segment.
+        sim.set_capacity(Some(sim.disk().used() + (36 << 10)));
+        let mut batch = db.batch();
+        for number in (0..48).filter(|number| number % 3 != 0) {
+            batch.delete([number]);
+        }
+        batch.commit().await.unwrap();
+        // While a rewrite tries, it takes what space there is.
+        let mut tries = 0;
+        while let Err(error) = db.compact_range(..).await {
+            assert!(error.kind() == ErrorKind::NoSpace && tries < 100, "{error}, {tries} tries");
+            tries += 1;
+            env.clock().sleep(Duration::from_millis(100)).await;
+        }
+        env.clock().sleep(Duration::from_secs(60)).await;
+        let stats = db.stats().value_log;
+        assert_eq!(stats.rewrites, 0, "there was room for one");
+        assert!(stats.garbage_bytes() > stats.live_bytes(), "{stats:?}");
+        for number in 0..48 {
+            let value = db.get([number]).await.unwrap();
+            assert_eq!(value.is_some(), number % 3 == 0);
+        }
+        db.put("small", "value").await.unwrap();
+        let disk = sim.disk();
+        let there = disk::value_files(&disk);
+        assert_eq!(disk::values_named(&disk), Some(there), "failed rewrites left files");
+        sim.set_capacity(None);
+        env.clock().sleep(Duration::from_secs(60)).await;
+        let stats = db.stats().value_log;
+        assert!(stats.rewrites > 0 && stats.garbage_bytes() < stats.live_bytes(), "{stats:?}");
+        db.verify().await.unwrap();
+        db.close().await.unwrap();
+    });
+    outcome.unwrap();
+}
+
+#[test]
 fn damage_in_a_value_costs_its_key_alone_and_stops_its_rewrite() {
     let options = named("values collected").options.max_space_amplification(10.0);
     let sim = Sim::new(7, Options::default());
@@ -504,7 +558,12 @@ fn damage_in_a_value_costs_its_key_alone_and_stops_its_rewrite() {
                 }
             }
         }
-        assert!(db.verify().await.unwrap_err().is_corruption());
+        let error = db.verify().await.unwrap_err();
+        let (file, offset) = error.location().unwrap();
+        assert!(error.is_corruption() && file == damaged, "{error}");
+        // The offset is that of the body: its key and its value.
+        let body = at as u64 - 40..at as u64 + 1;
+        assert!(body.contains(&offset), "{error}: the value stands at {at}");
         db.close().await.unwrap();
     });
     outcome.unwrap();

@@ -437,8 +437,9 @@ impl Disk {
         self.nodes.retain(|ino, _| named.contains(ino) || is_open(*ino));
     }
 
-    /// The bytes that the files take: the length of each, in whole pages.
-    pub(super) fn used(&self) -> u64 {
+    /// The bytes that the files take, removed ones that are open too: the length of each, in whole
+    /// pages.
+    pub fn used(&self) -> u64 {
         let page = super::image::PAGE as u64;
         let files = self.nodes.keys().filter_map(|ino| self.file(*ino));
         files.map(|file| file.visible.len().div_ceil(page) * page).sum()
