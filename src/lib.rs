@@ -112,7 +112,7 @@
 //! |---|---|---|
 //! | 0 | crate `seerdb_io` | files, clock, random numbers and tasks, behind [`Env`] |
 //! | 1 | error, options, key, codec, lz4, filename, sync | values; no async, no files |
-//! | 2 | record, batch, pointer, memtable, filter, cache, iter, snapshot | bytes and memory; no files |
+//! | 2 | alex, record, batch, pointer, memtable, filter, cache, iter, snapshot | bytes and memory; no files |
 //! | 3 | appender, log, sstable, vlog | one file kind each, with its format |
 //! | 4 | version | which files make up the database: versions, edits, the manifest |
 //! | 5 | compaction | what to merge (policy, picker, retain) and the merge itself (job) |
@@ -153,6 +153,7 @@
 #[macro_use]
 mod planted;
 
+mod alex;
 mod appender;
 mod batch;
 pub mod blocking;
@@ -181,7 +182,7 @@ mod version;
 mod vlog;
 
 pub use db::{
-    Batch, BatchCommit, DB, Get, GetFuture, IntoValue, KeyStream, LevelStats, Pressure,
+    Batch, BatchCommit, DB, Get, GetFuture, IndexStats, IntoValue, KeyStream, LevelStats, Pressure,
     RangeStream, SizeStream, Snapshot, Stats, ValueFileStats, ValueLogStats, Write, WriteFuture,
 };
 pub use error::{Error, ErrorKind, Result};

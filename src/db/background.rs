@@ -16,7 +16,7 @@ use futures::channel::mpsc::UnboundedReceiver;
 use futures::{FutureExt, StreamExt};
 use seerdb_io::{Fs, Lane, LockFile, Task};
 
-use super::stats::{LevelStats, Stats, ValueFileStats, ValueLogStats};
+use super::stats::{IndexStats, LevelStats, Stats, ValueFileStats, ValueLogStats};
 use super::{Core, collect, flush, log_task, merge_task, segments};
 use crate::error::{Error, ErrorKind, Result};
 use crate::filename::FileName;
@@ -157,6 +157,7 @@ impl Core {
             tables: level.runs.iter().map(|run| run.tables.len()).sum(),
             bytes: level.runs.iter().map(|run| run.bytes()).sum(),
             entries: level.runs.iter().map(|run| run.entries()).sum(),
+            indexes: IndexStats::of(level.runs.iter().flat_map(|run| &run.tables)),
         });
         Stats {
             commits: metrics.commits.load(Relaxed),

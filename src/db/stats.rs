@@ -3,7 +3,11 @@
 //! Invariants:
 //! 1. Counters only grow, relaxed: they order nothing.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::alex::Kind;
+use crate::sstable::Table;
 
 /// Defines the counters once: the atomics that the engine bumps.
 #[derive(Default)]
@@ -37,8 +41,53 @@ impl Metrics {
     }
 }
 
+/// How the tables of a level find the block of a key: each has the search that costs least on its
+/// own keys. Counts are of tables.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[non_exhaustive]
+pub struct IndexStats {
+    /// By models of where keys stand, after ALEX.
+    pub learned: usize,
+    /// By static trees over eight bytes of each key.
+    pub tree: usize,
+    /// By such trees over groups of keys, and eight other bytes in each group.
+    pub grouped: usize,
+    /// By binary search.
+    pub binary: usize,
+    /// The mean error of the models, in blocks.
+    pub mean_error: f64,
+    /// Their largest error, in blocks.
+    pub max_error: u64,
+    /// What all of them take beyond the keys, in bytes.
+    pub bytes: usize,
+}
+
+impl IndexStats {
+    pub(super) fn of<'a>(tables: impl Iterator<Item = &'a Arc<Table>>) -> Self {
+        let mut stats = IndexStats::default();
+        let (mut blocks, mut errors) = (0, 0.0);
+        for table in tables {
+            let report = table.index_report();
+            stats.bytes += report.bytes;
+            match report.kind {
+                Kind::Binary => stats.binary += 1,
+                Kind::Tree => stats.tree += 1,
+                Kind::Grouped => stats.grouped += 1,
+                Kind::Model => {
+                    stats.learned += 1;
+                    stats.max_error = stats.max_error.max(report.max_error);
+                    blocks += table.blocks();
+                    errors += report.mean_error * table.blocks() as f64;
+                }
+            }
+        }
+        stats.mean_error = errors / blocks.max(1) as f64;
+        stats
+    }
+}
+
 /// The shape of one level.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct LevelStats {
     /// Sorted runs in the level.
@@ -49,6 +98,8 @@ pub struct LevelStats {
     pub bytes: u64,
     /// Entries, versions and tombstones included.
     pub entries: u64,
+    /// How its tables find a block.
+    pub indexes: IndexStats,
 }
 
 /// A look at an open database.

@@ -4,14 +4,13 @@
 //! 1. Separators ascend as internal keys; block `i` holds exactly the entries from separator `i`
 //!    up to, and without, separator `i + 1`.
 //! 2. Handles adjoin: block 0 at offset 0, every block where the one before ends.
-//! 3. All user keys of separators share their first `prefix` bytes; `windows` are the eight bytes
-//!    that follow, big-endian and padded with zeros: they ascend, not strictly. Where two windows
-//!    are equal only the keys themselves tell. Both are derived from the keys when a table is
-//!    opened, never read from the file.
+//! 3. What finds a separator is derived from the keys when a table is opened, never read from the
+//!    file (see `alex`).
 
 use std::cmp::Ordering;
 use std::ops::Range;
 
+use crate::alex::{Keys, Locator, Report};
 use crate::codec::{Cursor, Sink};
 use crate::key::{KEY_BYTES_MAX, Trailer};
 
@@ -81,30 +80,61 @@ fn shorten<'a>(last: &[u8], key: &'a [u8]) -> &'a [u8] {
 pub(crate) struct Index {
     handles: Box<[Handle]>,
     trailers: Box<[u64]>,
-    ends: Box<[u32]>,
-    keys: Box<[u8]>,
-    prefix: usize,
-    windows: Box<[u64]>,
+    separators: Separators,
+    locator: Locator,
 }
 
-/// The first eight bytes of `key` as a number that sorts like them.
-fn window(key: &[u8]) -> u64 {
-    match key.first_chunk::<8>() {
-        Some(bytes) => u64::from_be_bytes(*bytes),
-        None => {
-            let mut bytes = [0; 8];
-            bytes.iter_mut().zip(key).for_each(|(slot, byte)| *slot = *byte);
-            u64::from_be_bytes(bytes)
-        }
+/// The user keys of the separators.
+struct Separators {
+    ends: Box<[u32]>,
+    keys: Box<[u8]>,
+}
+
+impl Keys for Separators {
+    fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    fn key(&self, index: usize) -> &[u8] {
+        let from = match index.checked_sub(1) {
+            Some(before) => self.ends.get(before).copied().unwrap_or(0),
+            None => 0,
+        };
+        let end = self.ends.get(index).copied().unwrap_or(from);
+        self.keys.get(from as usize..end as usize).unwrap_or_default()
     }
 }
 
-impl Index {
-    /// The index that `bytes` hold, for data blocks that fill the file up to `data_end`.
-    pub(crate) fn decode(bytes: &[u8], data_end: u64) -> Result<Index, &'static str> {
-        let mut index = Index::fields(bytes).ok_or("its count contradicts its length")?;
+/// What an index block holds, not yet believed.
+struct Fields {
+    handles: Box<[Handle]>,
+    trailers: Box<[u64]>,
+    separators: Separators,
+}
+
+impl Fields {
+    fn decode(bytes: &[u8]) -> Option<Fields> {
+        let mut cursor = Cursor::new(bytes);
+        let count = cursor.u32()? as usize;
+        let handles = cursor.bytes(count.checked_mul(16)?)?;
+        let trailers = cursor.bytes(count.checked_mul(8)?)?;
+        let ends = cursor.bytes(count.checked_mul(4)?)?;
+        let keys = cursor.bytes(cursor.remaining())?;
+        let mut handles = Cursor::new(handles);
+        let fields = Fields {
+            handles: (0..count).map(|_| Handle::decode(&mut handles)).collect::<Option<_>>()?,
+            trailers: trailers.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b)).collect(),
+            separators: Separators {
+                ends: ends.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect(),
+                keys: keys.into(),
+            },
+        };
+        (count > 0).then_some(fields)
+    }
+
+    fn check(&self, data_end: u64) -> Result<(), &'static str> {
         let mut offset = Some(0);
-        for handle in &index.handles {
+        for handle in &self.handles {
             if Some(handle.offset) != offset {
                 return Err("the data blocks do not adjoin");
             }
@@ -117,49 +147,36 @@ impl Index {
             return Err("the data blocks do not end where what follows begins");
         }
         let mut from = 0;
-        for &end in &index.ends {
-            let inside = from <= end && end as usize <= index.keys.len();
+        for &end in &self.separators.ends {
+            let inside = from <= end && end as usize <= self.separators.keys.len();
             if !inside || (end - from) as usize > KEY_BYTES_MAX {
                 return Err("the ends of its keys are out of order");
             }
             from = end;
         }
-        if from as usize != index.keys.len() {
+        if from as usize != self.separators.keys.len() {
             return Err("there are bytes behind its keys");
         }
-        let ascending = (1..index.len()).all(|i| index.order(i - 1, i) == Ordering::Less);
-        if !ascending {
-            return Err("its separators are out of order");
-        }
-        index.derive_windows();
-        Ok(index)
-    }
-
-    fn derive_windows(&mut self) {
-        // The keys are sorted: what the first and the last share, all share.
-        let (first, last) = (self.key(0), self.key(self.len() - 1));
-        self.prefix = first.iter().zip(last).take_while(|(a, b)| a == b).count();
-        let rest = |block| self.key(block).get(self.prefix..).unwrap_or_default();
-        self.windows = (0..self.len()).map(|block| window(rest(block))).collect();
-    }
-
-    fn fields(bytes: &[u8]) -> Option<Index> {
-        let mut cursor = Cursor::new(bytes);
-        let count = cursor.u32()? as usize;
-        let handles = cursor.bytes(count.checked_mul(16)?)?;
-        let trailers = cursor.bytes(count.checked_mul(8)?)?;
-        let ends = cursor.bytes(count.checked_mul(4)?)?;
-        let keys = cursor.bytes(cursor.remaining())?;
-        let mut handles = Cursor::new(handles);
-        let index = Index {
-            handles: (0..count).map(|_| Handle::decode(&mut handles)).collect::<Option<_>>()?,
-            trailers: trailers.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b)).collect(),
-            ends: ends.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect(),
-            keys: keys.into(),
-            prefix: 0,
-            windows: Box::default(),
+        let internal = |at| (self.separators.key(at), self.trailers.get(at));
+        let ascends = |at| {
+            let ((a, newer), (b, older)) = (internal(at), internal(at + 1));
+            a.cmp(b).then_with(|| older.cmp(&newer)) == Ordering::Less
         };
-        (count > 0).then_some(index)
+        match (0..self.separators.len() - 1).all(ascends) {
+            true => Ok(()),
+            false => Err("its separators are out of order"),
+        }
+    }
+}
+
+impl Index {
+    /// The index that `bytes` hold, for data blocks that fill the file up to `data_end`.
+    pub(crate) fn decode(bytes: &[u8], data_end: u64) -> Result<Index, &'static str> {
+        let fields = Fields::decode(bytes).ok_or("its count contradicts its length")?;
+        fields.check(data_end)?;
+        let Fields { handles, trailers, separators } = fields;
+        let locator = Locator::new(&separators, None);
+        Ok(Index { handles, trailers, separators, locator })
     }
 
     /// The number of data blocks, at least one.
@@ -174,20 +191,11 @@ impl Index {
 
     /// The user key of the separator before `block`.
     pub(crate) fn key(&self, block: usize) -> &[u8] {
-        let from = match block.checked_sub(1) {
-            Some(before) => self.ends.get(before).copied().unwrap_or(0),
-            None => 0,
-        };
-        let end = self.ends.get(block).copied().unwrap_or(from);
-        self.keys.get(from as usize..end as usize).unwrap_or_default()
+        self.separators.key(block)
     }
 
     fn trailer(&self, block: usize) -> u64 {
         self.trailers.get(block).copied().unwrap_or(BEFORE_ALL)
-    }
-
-    fn order(&self, a: usize, b: usize) -> Ordering {
-        self.key(a).cmp(self.key(b)).then_with(|| self.trailer(b).cmp(&self.trailer(a)))
     }
 
     /// The last block whose separator is not above `target`: the only one that can hold it, and
@@ -203,20 +211,7 @@ impl Index {
 
     /// The number of separators that are not above the key with this trailer.
     fn rank(&self, key: &[u8], trailer: u64) -> usize {
-        let prefix = self.key(0).get(..self.prefix).unwrap_or_default();
-        let (head, rest) = key.split_at_checked(self.prefix).unwrap_or((key, &[]));
-        match head.cmp(prefix) {
-            Ordering::Less => return 0,
-            Ordering::Greater => return self.len(),
-            Ordering::Equal => {}
-        }
-        let window = window(rest);
-        let mut low = self.windows.partition_point(|w| *w < window);
-        let ties = self.windows.get(low..).unwrap_or_default();
-        if ties.first() != Some(&window) {
-            return low;
-        }
-        let mut high = low + ties.partition_point(|w| *w == window);
+        let Range { start: mut low, end: mut high } = self.locator.narrow(&self.separators, key);
         while low < high {
             let middle = low + (high - low) / 2;
             let above = match self.key(middle).cmp(key) {
@@ -268,13 +263,18 @@ impl Index {
         start..block + 1
     }
 
+    /// How it finds a separator.
+    pub(crate) fn report(&self) -> Report {
+        self.locator.report()
+    }
+
     /// The memory it takes, in bytes.
     pub(crate) fn resident_bytes(&self) -> usize {
         size_of_val(&*self.handles)
             + size_of_val(&*self.trailers)
-            + size_of_val(&*self.ends)
-            + size_of_val(&*self.windows)
-            + self.keys.len()
+            + size_of_val(&*self.separators.ends)
+            + self.separators.keys.len()
+            + self.report().bytes
     }
 }
 

@@ -16,6 +16,7 @@ use futures::channel::mpsc::UnboundedSender;
 use futures::future::{MaybeDone, maybe_done};
 use seerdb_io::{AlignedBuf, BUF_ALIGN, BufResult, Class, File, Fs, Op, OpenOptions};
 
+use crate::alex::Report;
 use crate::cache::Weigh;
 use crate::codec::Cursor;
 use crate::error::{Error, ErrorKind, Result};
@@ -113,6 +114,11 @@ impl Table {
     /// The memory that it takes while open, in bytes: filter and index.
     pub(crate) fn resident_bytes(&self) -> usize {
         size_of::<Table>() + self.index.resident_bytes() + self.filter.resident_bytes()
+    }
+
+    /// How it finds a block.
+    pub(crate) fn index_report(&self) -> Report {
+        self.index.report()
     }
 
     /// Sends the name of its file to `trash` when the last handle is dropped.

@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use futures::FutureExt;
-use seerdb::{Backend, DB, Durability, Env, EnvOptions, ErrorKind, IntoValue, IoBackend};
+use seerdb::{
+    Backend, Compression, DB, Durability, Env, EnvOptions, ErrorKind, IntoValue, IoBackend,
+};
 use std::future::IntoFuture;
 use std::time::Duration;
 
@@ -189,6 +191,31 @@ fn stats_tell_what_was_done() {
     assert!(entries >= 300, "{stats:?}");
     drop(snapshot);
     assert_eq!(db.stats().snapshots, 0);
+}
+
+#[test]
+fn stats_tell_how_blocks_are_found() {
+    let numbers = |i: u64| (i * 1000).to_be_bytes().to_vec();
+    let words = |i: u64| {
+        format!("{:x}", i.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_pow(3)).into_bytes()
+    };
+    let index_of = |key: &dyn Fn(u64) -> Vec<u8>| {
+        let (_dir, db) = open(&plain().block_bytes(256).compression(Compression::None));
+        for i in 0..3000 {
+            run(db.put(key(i), noise(i, 200))).unwrap();
+        }
+        run(db.compact_range(..)).unwrap();
+        let stats = db.stats();
+        stats.levels.iter().find(|level| level.tables > 0).unwrap().indexes
+    };
+    let even = index_of(&numbers);
+    assert_eq!((even.learned, even.tree, even.grouped, even.binary), (1, 0, 0, 0));
+    assert!(even.max_error <= 1 && even.mean_error <= 1.0, "{even:?}");
+    let uneven = index_of(&words);
+    assert_eq!(uneven.learned + uneven.tree + uneven.grouped + uneven.binary, 1);
+    // The codes themselves are eight bytes for each of the 3,000 blocks.
+    assert!(even.bytes >= 24_000 && uneven.bytes >= 24_000, "{even:?} {uneven:?}");
+    assert!(even.bytes <= 36_000 && uneven.bytes <= 36_000, "{even:?} {uneven:?}");
 }
 
 #[test]
