@@ -14,8 +14,8 @@ pub(super) const CHILD: u64 = 100;
 /// The last step in a leaf with small errors, with larger ones, and by exponential search.
 pub(super) const NEAR: u64 = 80;
 pub(super) const FAR: u64 = 120;
-pub(super) const GALLOP: u64 = 200;
-pub(super) const GALLOP_STEP: u64 = 120;
+pub(super) const GALLOP: u64 = 250;
+pub(super) const GALLOP_STEP: u64 = 150;
 /// A node of an S+tree.
 const NODE: u64 = 75;
 /// A step of a binary search over codes.
@@ -23,7 +23,7 @@ const STEP: u64 = 35;
 /// A comparison of two keys.
 const COMPARISON: u64 = 150;
 /// The codes of a group.
-const IN_GROUP: u64 = 250;
+const IN_GROUP: u64 = 150;
 
 /// The kind that costs least, with what a model would cost.
 pub(super) fn cheapest(keys: &impl Keys, prefix: usize, codes: &[u64], model: u64) -> Kind {

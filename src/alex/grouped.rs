@@ -51,32 +51,19 @@ impl Grouped {
 
     /// As [`super::Locator::narrow`]; `code` is that of `key`.
     pub(super) fn narrow(&self, keys: &impl Keys, key: &[u8], code: u64) -> Range<usize> {
-        let low = self.tree.lower_bound(&self.heads, code);
-        let equal = code::ties(self.heads.get(low..).unwrap_or_default(), code);
-        // Among equal codes the heads themselves decide.
-        let mut low = low;
-        let mut high = low + equal;
-        let mut end = high;
-        while low < high {
-            let middle = low + (high - low) / 2;
-            match keys.key(middle * GROUP).cmp(key) {
-                Ordering::Less => low = middle + 1,
-                Ordering::Equal | Ordering::Greater => high = middle,
+        let first = self.tree.lower_bound(&self.heads, code);
+        let last = first + code::ties(self.heads.get(first..).unwrap_or_default(), code);
+        // Among equal codes the heads themselves decide: those before `low` are below the key,
+        // those from `high` on above it.
+        let low = partition(first..last, |group| keys.key(group * GROUP) < key);
+        let high = partition(low..last, |group| keys.key(group * GROUP) <= key);
+        match low.checked_sub(1) {
+            None => 0..high.checked_sub(1).map_or(0, |group| self.bounds(keys, key, group).end),
+            Some(before) if low == high => self.bounds(keys, key, before),
+            Some(before) => {
+                let start = self.bounds(keys, key, before).start;
+                start..self.bounds(keys, key, high - 1).end
             }
-        }
-        // Heads from `low` on are not below the key; up to `end` they may equal it.
-        let mut last = low;
-        while last < end && keys.key(last * GROUP) == key {
-            last += 1;
-        }
-        end = last;
-        let start = match low.checked_sub(1) {
-            Some(group) => self.bounds(keys, key, group).start,
-            None => 0,
-        };
-        match end.checked_sub(1) {
-            Some(group) => start..self.bounds(keys, key, group).end.max(start),
-            None => start..start,
         }
     }
 
@@ -105,6 +92,16 @@ impl Grouped {
             + size_of_val(&*self.prefixes)
             + size_of_val(&*self.codes)
     }
+}
+
+/// The first of `range` that is not before what is looked for.
+fn partition(range: Range<usize>, is_before: impl Fn(usize) -> bool) -> usize {
+    let Range { start: mut low, end: mut high } = range;
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if is_before(middle) { low = middle + 1 } else { high = middle }
+    }
+    low
 }
 
 /// How many codes of a group are below `code`: by the last of every eighth, then within one.
