@@ -112,7 +112,7 @@ impl WriteOp {
             ValueKind::Pointer => POINTER_BYTES,
             ValueKind::Put | ValueKind::Delete => self.value.len(),
         };
-        entry_bytes(self.key.len(), value)
+        entry_bytes(self.key.len(), self.kind, value)
     }
 }
 

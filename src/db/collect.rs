@@ -36,7 +36,7 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 const ENTRY_BYTES: u64 = 24;
 /// A segment of the value log has this share of what is alive, within bounds.
 const SEGMENT_SHARE: u64 = 64;
-const SEGMENT_BYTES_MIN: u64 = 1 << 20;
+const SEGMENT_BYTES_MIN: u64 = 2 << 20;
 /// What memtables overwrite unseen stays below this share of what is alive.
 const MEMTABLE_SHARE: u64 = 32;
 /// A memtable may always refer to so much: between these, the less the more is overwritten.
@@ -269,14 +269,16 @@ impl Core {
         let state = self.read_states.load();
         let in_memtables: u64 =
             state.memtables.iter().map(|memtable| memtable.referred_bytes() as u64).sum();
-        let all = version.tables().flat_map(|table| &table.meta().references);
-        let bodies: u64 = all.map(|reference| reference.bodies).sum();
+        let pointers = version.tables().map(|table| {
+            let bodies: u64 = table.meta().references.iter().map(|r| r.bodies).sum();
+            (bodies * (POINTER_BYTES as u64 + ENTRY_BYTES)).min(table.meta().file_bytes)
+        });
         let lists = version.values().iter().map(lists_of).sum::<u64>();
         Accounts {
             in_tables,
             in_memtables,
             hidden: self.overwritten.share_of(in_tables - in_last),
-            pointers: bodies * (POINTER_BYTES as u64 + ENTRY_BYTES) + lists,
+            pointers: pointers.sum::<u64>() + lists,
             unfilled: self.segments.open_values_bytes().saturating_sub(in_memtables)
                 + self.segments.values_bytes(),
         }

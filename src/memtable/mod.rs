@@ -5,12 +5,13 @@
 //!    crossbeam-skiplist 0.1.3 would make concurrent readers miss it.
 //! 2. All seqnos of a memtable are smaller than those of the memtable that follows it.
 //! 3. Entries never leave; the memtable goes as a whole when its flush is installed.
-//! 4. `bytes` counts keys, values and the overhead of an entry, before the entry is visible.
+//! 4. `bytes` counts the memory of an entry, about, before the entry is visible.
 //! 5. The ranges are fixed when the memtable is made (`bounds.rs`, ADR 3).
 
 mod bounds;
 mod partition;
 mod source;
+mod value;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -20,14 +21,20 @@ use crate::filename::FileNumber;
 use crate::key::{KeyBuf, SeqNo, Trailer, ValueKind};
 use crate::pointer::Pointer;
 use bounds::{Bounds, Sample};
-use partition::{Found, Partition};
+use partition::{Found, INLINE_BYTES, Partition};
+use value::is_short;
 
 pub(crate) use source::MemSource;
 
 /// The number of skiplists.
 const PARTITIONS: usize = 16;
-/// What an entry costs beside its key and value: skiplist node, tower, reference counts.
-const ENTRY_OVERHEAD_BYTES: usize = 136;
+/// What a node of a skiplist takes, with a short key and a short value in it and a tower of mean
+/// height.
+const NODE_BYTES: usize = 112;
+/// What memory of their own costs long keys.
+const KEY_EXTRA_BYTES: usize = 16;
+/// What memory of their own costs long values: what the allocator rounds up, and a reference count.
+const VALUE_EXTRA_BYTES: usize = 40;
 
 /// A segment of each stream: those with smaller numbers are older. Before the first one of a
 /// stream it is 0.
@@ -53,8 +60,10 @@ pub(crate) struct Memtable {
 }
 
 /// What an entry adds to the size of a memtable, in bytes.
-pub(crate) fn entry_bytes(key_len: usize, value_len: usize) -> usize {
-    key_len + value_len + ENTRY_OVERHEAD_BYTES
+pub(crate) fn entry_bytes(key_len: usize, kind: ValueKind, value_len: usize) -> usize {
+    let key = if key_len <= INLINE_BYTES { 0 } else { key_len + KEY_EXTRA_BYTES };
+    let value = if is_short(kind, value_len) { 0 } else { value_len + VALUE_EXTRA_BYTES };
+    NODE_BYTES + key + value
 }
 
 impl Memtable {
@@ -84,7 +93,8 @@ impl Memtable {
 
     /// Adds an entry.
     pub(crate) fn insert(&self, key: KeyBuf, trailer: Trailer, value: Bytes) {
-        self.bytes.fetch_add(entry_bytes(key.len(), value.len()), Ordering::Relaxed);
+        let bytes = entry_bytes(key.len(), trailer.kind(), value.len());
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
         let count = self.entries.fetch_add(1, Ordering::Relaxed);
         self.sample.offer(count, &key);
         self.partition(self.bounds.locate(&key)).insert(key, trailer, value);

@@ -17,11 +17,13 @@ use crossbeam_skiplist::base::{Entry, SkipList};
 use crate::iter::Direction;
 use crate::key::{KeyBuf, SeqNo, Trailer, compare};
 
+use super::value::MemValue;
+
 /// A version of a key that a lookup found.
 pub(crate) type Found = (Trailer, Bytes);
 
 /// The longest key that a [`KeyBuf`] holds without an allocation.
-const INLINE_BYTES: usize = 24;
+pub(super) const INLINE_BYTES: usize = 24;
 
 /// The key of a skiplist entry.
 pub(super) struct MemKey {
@@ -97,7 +99,7 @@ impl Eq for MemKey {}
 /// The list is used below `SkipMap`, with a guard of the caller's: one pin serves a whole chunk of
 /// a scan, and cursors need no reference counts.
 pub(super) struct Partition {
-    list: SkipList<MemKey, Bytes>,
+    list: SkipList<MemKey, MemValue>,
 }
 
 impl Partition {
@@ -107,6 +109,7 @@ impl Partition {
 
     pub(super) fn insert(&self, key: KeyBuf, trailer: Trailer, value: Bytes) {
         let guard = &crossbeam_epoch::pin();
+        let value = MemValue::new(trailer.kind(), value);
         self.list.insert(MemKey { key, trailer }, value, guard).release(guard);
     }
 
@@ -115,7 +118,8 @@ impl Partition {
         let bound = Bound::Included((key, Trailer::seek(seqno)));
         let entry = self.seek(Direction::Forward, bound, guard)?;
         let found = entry.key();
-        (*found.key == *key).then(|| (found.trailer, entry.value().clone()))
+        let value = |trailer: Trailer| entry.value().to_bytes(trailer.kind());
+        (*found.key == *key).then(|| (found.trailer, value(found.trailer)))
     }
 
     /// The first entry in `direction` at `bound`, or at the extreme.
@@ -124,7 +128,7 @@ impl Partition {
         direction: Direction,
         bound: Bound<(&[u8], Trailer)>,
         guard: &'g Guard,
-    ) -> Option<Entry<'a, 'g, MemKey, Bytes>> {
+    ) -> Option<Entry<'a, 'g, MemKey, MemValue>> {
         let (Bound::Included((key, trailer)) | Bound::Excluded((key, trailer))) = bound else {
             return self.seek_for::<MemKey>(direction, Bound::Unbounded, guard);
         };
@@ -142,7 +146,7 @@ impl Partition {
         direction: Direction,
         bound: Bound<&Q>,
         guard: &'g Guard,
-    ) -> Option<Entry<'a, 'g, MemKey, Bytes>>
+    ) -> Option<Entry<'a, 'g, MemKey, MemValue>>
     where
         MemKey: Borrow<Q>,
     {

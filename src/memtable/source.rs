@@ -16,6 +16,7 @@ use bytes::Bytes;
 use crossbeam_epoch::Guard;
 
 use super::Memtable;
+use super::value::MemValue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::iter::{Direction, Entry, Position, Source};
 use crate::key::{KeyBuf, Trailer};
@@ -26,7 +27,7 @@ const CHUNK_MAX: usize = 1024;
 struct Item {
     key: KeyBuf,
     trailer: Trailer,
-    value: Bytes,
+    value: MemValue,
 }
 
 /// The entries of a memtable in one direction.
@@ -100,11 +101,13 @@ impl Source for MemSource {
 
     fn entry(&self) -> Entry<'_> {
         let item = self.item();
-        Entry { key: &item.key, trailer: item.trailer, value: &item.value }
+        let value = item.value.bytes(item.trailer.kind());
+        Entry { key: &item.key, trailer: item.trailer, value }
     }
 
     fn value(&self) -> Bytes {
-        self.item().value.clone()
+        let item = self.item();
+        item.value.to_bytes(item.trailer.kind())
     }
 
     fn advance(&mut self) {
