@@ -122,6 +122,27 @@ fn probes_for(bits_per_key: f64) -> u8 {
     (bits_per_key * 0.6).round().clamp(1.0, f64::from(PROBES_MAX)) as u8
 }
 
+/// The share of keys that were not added and pass a filter of so many bits per key: the number of
+/// keys in a line is Poisson distributed, and each line is a Bloom filter for its own (Putze,
+/// Sanders, Singler: Cache-, hash- and space-efficient Bloom filters, 2007).
+pub(crate) fn expected_false_positives(bits_per_key: f64) -> f64 {
+    if bits_per_key <= 0.0 {
+        return 1.0;
+    }
+    let probes = f64::from(probes_for(bits_per_key));
+    let mean = LINE_BITS as f64 / bits_per_key;
+    let unset_by_a_probe = 1.0 - 1.0 / LINE_BITS as f64;
+    let most = 2.0 * mean + 64.0;
+    let (mut rate, mut ln_share, mut keys) = (0.0, -mean, 0.0);
+    while keys < most {
+        let set = 1.0 - unset_by_a_probe.powf(probes * keys);
+        rate += ln_share.exp() * set.powf(probes);
+        keys += 1.0;
+        ln_share += (mean / keys).ln();
+    }
+    rate
+}
+
 /// One cache line of filter words.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
@@ -131,12 +152,13 @@ struct Line([u64; 8]);
 pub(crate) struct Filter {
     lines: Box<[Line]>,
     probes: u8,
+    false_positives: f64,
 }
 
 impl Filter {
     /// The filter that excludes nothing.
     pub(crate) fn empty() -> Self {
-        Filter { lines: Box::default(), probes: 0 }
+        Filter { lines: Box::default(), probes: 0, false_positives: 1.0 }
     }
 
     /// The filter that was encoded as `bytes`, if they are one. The words are copied, so that
@@ -154,14 +176,19 @@ impl Filter {
         if !valid {
             return None;
         }
+        let mut passing = 0.0;
         let lines = chunks.iter().map(|chunk| {
             let mut line = [0u64; 8];
             for (slot, word) in line.iter_mut().zip(chunk.as_chunks::<8>().0) {
                 *slot = u64::from_le_bytes(*word);
             }
+            let ones: u32 = line.iter().map(|word| word.count_ones()).sum();
+            passing += (f64::from(ones) / LINE_BITS as f64).powi(i32::from(probes));
             Line(line)
         });
-        Some(Filter { lines: lines.collect(), probes })
+        let lines: Box<[Line]> = lines.collect();
+        let false_positives = passing / lines.len() as f64;
+        Some(Filter { lines, probes, false_positives })
     }
 
     /// Whether a key with this hash may have been added; `false` is certain.
@@ -171,6 +198,12 @@ impl Filter {
         };
         probes(hash, self.probes)
             .all(|(word, mask)| line.0.get(word).is_some_and(|w| w & mask != 0))
+    }
+
+    /// The share of keys that were not added and pass: counted from the bits that are set, a key
+    /// being as likely to probe one as another.
+    pub(crate) fn false_positives(&self) -> f64 {
+        self.false_positives
     }
 
     /// The memory it takes, in bytes.
@@ -205,6 +238,23 @@ mod tests {
             let rate = wrong as f64 / (KEYS * 4) as f64;
             assert!((low..high).contains(&rate), "{bits} bits per key: {rate}");
         }
+    }
+
+    #[test]
+    fn what_is_counted_and_what_is_expected_is_what_happens() {
+        const KEYS: u64 = 100_000;
+        for bits in [1.0, 3.0, 5.0, 8.5, 10.0, 13.6, 16.0] {
+            let filter = build(KEYS, bits);
+            let passes = |key: &u64| filter.may_contain(key_hash(&key.to_be_bytes()));
+            let wrong = (KEYS..KEYS * 21).filter(passes).count();
+            let rate = wrong as f64 / (KEYS * 20) as f64;
+            for told in [filter.false_positives(), expected_false_positives(bits)] {
+                let off = (told / rate - 1.0).abs();
+                assert!(off < 0.12, "{bits} bits per key: {rate} of keys pass, not {told}");
+            }
+        }
+        assert_eq!(expected_false_positives(0.0), 1.0);
+        assert_eq!(build(0, 10.0).false_positives(), 1.0);
     }
 
     #[test]

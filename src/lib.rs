@@ -182,8 +182,9 @@ mod version;
 mod vlog;
 
 pub use db::{
-    Batch, BatchCommit, DB, Get, GetFuture, IndexStats, IntoValue, KeyStream, LevelStats, Pressure,
-    RangeStream, SizeStream, Snapshot, Stats, ValueFileStats, ValueLogStats, Write, WriteFuture,
+    Batch, BatchCommit, DB, FilterStats, Get, GetFuture, IndexStats, IntoValue, KeyStream,
+    LevelStats, Pressure, RangeStream, SizeStream, Snapshot, Stats, ValueFileStats, ValueLogStats,
+    Write, WriteFuture,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use key::{BATCH_BYTES_MAX, BATCH_OPS_MAX, KEY_BYTES_MAX, SEQNO_MAX, SeqNo, VALUE_BYTES_MAX};

@@ -16,12 +16,13 @@ use futures::channel::mpsc::UnboundedReceiver;
 use futures::{FutureExt, StreamExt};
 use seerdb_io::{Fs, Lane, LockFile, Task};
 
-use super::stats::{IndexStats, LevelStats, Stats, ValueFileStats, ValueLogStats};
+use super::stats::{FilterStats, IndexStats, LevelStats, Stats, ValueFileStats, ValueLogStats};
 use super::{Core, collect, flush, log_task, merge_task, segments};
+use crate::compaction::policy::Shape;
 use crate::error::{Error, ErrorKind, Result};
 use crate::filename::FileName;
 use crate::version::edit::VersionEdit;
-use crate::version::{Opened, Version};
+use crate::version::{Level, Opened, Version};
 
 /// Starts the tasks of an open database; `trash` are the files that nothing refers to.
 pub(super) fn start(core: &Arc<Core>, trash: UnboundedReceiver<FileName>) {
@@ -152,12 +153,19 @@ impl Core {
         use std::sync::atomic::Ordering::Relaxed;
         let state = self.read_states.load();
         let metrics = &self.metrics;
-        let levels = state.version.levels().iter().map(|level| LevelStats {
+        let shape = Shape::new(&self.settings);
+        let is_used = |level: &Level| !level.runs.is_empty();
+        let last = state.version.levels().iter().rposition(is_used).unwrap_or(0).max(1);
+        let levels = state.version.levels().iter().enumerate().map(|(at, level)| LevelStats {
             runs: level.runs.len(),
             tables: level.runs.iter().map(|run| run.tables.len()).sum(),
             bytes: level.runs.iter().map(|run| run.bytes()).sum(),
             entries: level.runs.iter().map(|run| run.entries()).sum(),
             indexes: IndexStats::of(level.runs.iter().flat_map(|run| &run.tables)),
+            filters: FilterStats::of(
+                level.runs.iter().flat_map(|run| &run.tables),
+                shape.filter_bits_for(at, last),
+            ),
         });
         Stats {
             commits: metrics.commits.load(Relaxed),

@@ -54,7 +54,9 @@ use throttle::Throttle;
 pub use keys::{KeyStream, SizeStream};
 pub use read::{Get, GetFuture};
 pub use snapshot::Snapshot;
-pub use stats::{IndexStats, LevelStats, Pressure, Stats, ValueFileStats, ValueLogStats};
+pub use stats::{
+    FilterStats, IndexStats, LevelStats, Pressure, Stats, ValueFileStats, ValueLogStats,
+};
 pub use stream::RangeStream;
 pub use write::{Batch, BatchCommit, IntoValue, Write, WriteFuture};
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::alex::Kind;
+use crate::filter::expected_false_positives;
 use crate::sstable::Table;
 
 /// Defines the counters once: the atomics that the engine bumps.
@@ -86,6 +87,35 @@ impl IndexStats {
     }
 }
 
+/// What the filters of a level let pass.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[non_exhaustive]
+pub struct FilterStats {
+    /// The share of absent keys that pass the filter of a run of the level, on average over its
+    /// keys: counted from the bits that are set in its filters. 1 where there is no filter.
+    pub false_positives: f64,
+    /// The share that filters of the bits which Monkey gives the level in a tree of today's depth
+    /// are expected to let pass. Tables that were written for another level, or for a tree of
+    /// another depth, keep the filters they have.
+    pub expected: f64,
+}
+
+impl FilterStats {
+    /// The filters of `tables`, in a level that shall have `bits_per_key`.
+    pub(super) fn of<'a>(tables: impl Iterator<Item = &'a Arc<Table>>, bits_per_key: f64) -> Self {
+        let (mut entries, mut passing) = (0, 0.0);
+        for table in tables {
+            entries += table.meta().entries;
+            passing += table.false_positives() * table.meta().entries as f64;
+        }
+        if entries == 0 {
+            return FilterStats::default();
+        }
+        let expected = expected_false_positives(bits_per_key);
+        FilterStats { false_positives: passing / entries as f64, expected }
+    }
+}
+
 /// The shape of one level.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -100,6 +130,8 @@ pub struct LevelStats {
     pub entries: u64,
     /// How its tables find a block.
     pub indexes: IndexStats,
+    /// What its filters let pass.
+    pub filters: FilterStats,
 }
 
 /// A look at an open database.

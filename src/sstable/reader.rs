@@ -121,6 +121,11 @@ impl Table {
         self.index.report()
     }
 
+    /// The share of absent keys that its filter lets pass.
+    pub(crate) fn false_positives(&self) -> f64 {
+        self.filter.false_positives()
+    }
+
     /// Sends the name of its file to `trash` when the last handle is dropped.
     pub(crate) fn retire(&self, trash: UnboundedSender<FileName>) {
         // A second call changes nothing: the name must be sent once.

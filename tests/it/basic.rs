@@ -219,6 +219,30 @@ fn stats_tell_how_blocks_are_found() {
 }
 
 #[test]
+fn filters_let_pass_what_is_expected_of_them() {
+    let (_dir, db) = open(&plain().filter_bits_per_key(8.0));
+    let fill = |ids: std::ops::Range<u64>| {
+        for id in ids {
+            run(db.put(id.to_be_bytes(), b"v").durability(Durability::Buffered)).unwrap();
+        }
+    };
+    fill(0..40_000);
+    run(db.compact_range(..)).unwrap();
+    fill(40_000..70_000);
+    run(db.flush()).unwrap();
+    let levels = db.stats().levels;
+    let filters: Vec<_> = levels.iter().filter(|l| l.tables > 0).map(|l| l.filters).collect();
+    assert_eq!(filters.len(), 2, "{levels:?}");
+    for filter in &filters {
+        let off = (filter.false_positives / filter.expected - 1.0).abs();
+        assert!(off < 0.2, "{filter:?}");
+    }
+    assert!(filters[0].expected < filters[1].expected / 4.0, "Monkey: {filters:?}");
+    let empty = levels.iter().find(|level| level.tables == 0).unwrap();
+    assert_eq!((empty.filters.false_positives, empty.filters.expected), (0.0, 0.0));
+}
+
+#[test]
 fn the_backend_in_use_is_told_with_its_reason() {
     let env = Env::new(&EnvOptions { backend: Backend::Portable }).unwrap();
     let (_dir, path) = place();
