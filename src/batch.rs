@@ -25,7 +25,6 @@ use crate::key::{
 };
 use crate::lz4::Packer;
 use crate::memtable::entry_bytes;
-use crate::pointer::POINTER_BYTES;
 
 /// The bytes of an operation in front of its key.
 pub(crate) type OpHead = smallvec::SmallVec<[u8; 16]>;
@@ -108,11 +107,7 @@ impl WriteOp {
 
     /// What it adds to a memtable.
     pub(crate) fn memory_bytes(&self) -> usize {
-        let value = match self.kind {
-            ValueKind::Pointer => POINTER_BYTES,
-            ValueKind::Put | ValueKind::Delete => self.value.len(),
-        };
-        entry_bytes(self.key.len(), self.kind, value)
+        entry_bytes(self.key.len(), self.kind, self.value.len())
     }
 }
 

@@ -18,11 +18,12 @@ use seerdb_io::{Fs, Lane, LockFile, Task};
 
 use super::stats::{FilterStats, IndexStats, LevelStats, Stats, ValueFileStats, ValueLogStats};
 use super::{Core, collect, flush, log_task, merge_task, segments};
+use crate::compaction::Tree;
 use crate::compaction::policy::Shape;
 use crate::error::{Error, ErrorKind, Result};
 use crate::filename::FileName;
 use crate::version::edit::VersionEdit;
-use crate::version::{Level, Opened, Version};
+use crate::version::{Opened, Version};
 
 /// Starts the tasks of an open database; `trash` are the files that nothing refers to.
 pub(super) fn start(core: &Arc<Core>, trash: UnboundedReceiver<FileName>) {
@@ -154,8 +155,7 @@ impl Core {
         let state = self.read_states.load();
         let metrics = &self.metrics;
         let shape = Shape::new(&self.settings);
-        let is_used = |level: &Level| !level.runs.is_empty();
-        let last = state.version.levels().iter().rposition(is_used).unwrap_or(0).max(1);
+        let last = Tree::of(&state.version).last_level();
         let levels = state.version.levels().iter().enumerate().map(|(at, level)| LevelStats {
             runs: level.runs.len(),
             tables: level.runs.iter().map(|run| run.tables.len()).sum(),

@@ -30,7 +30,8 @@ use crate::vlog::file::ValueFile;
 
 /// The first segment of an open, direct: small, so that opening does not wait for zeros.
 const FIRST_DIRECT_BYTES: u64 = 4 << 20;
-/// The first segment of an open, page-cached: reserving space costs no writing.
+/// The first segment of an open, page-cached: small, because it takes its space even when all
+/// commits go to the other stream.
 const FIRST_CACHED_BYTES: u64 = 1 << 20;
 /// Each segment is this many times as long as the one before, up to `wal_segment_bytes`.
 const GROWTH: u64 = 4;

@@ -22,7 +22,7 @@ use crate::key::{KeyBuf, SeqNo, Trailer, ValueKind};
 use crate::pointer::Pointer;
 use bounds::{Bounds, Sample};
 use partition::{Found, INLINE_BYTES, Partition};
-use value::is_short;
+use value::{MemValue, is_short};
 
 pub(crate) use source::MemSource;
 
@@ -59,7 +59,8 @@ pub(crate) struct Memtable {
     first_segments: Floor,
 }
 
-/// What an entry adds to the size of a memtable, in bytes.
+/// What an entry adds to the size of a memtable, in bytes; whatever a pointer leads to, it adds
+/// the same.
 pub(crate) fn entry_bytes(key_len: usize, kind: ValueKind, value_len: usize) -> usize {
     let key = if key_len <= INLINE_BYTES { 0 } else { key_len + KEY_EXTRA_BYTES };
     let value = if is_short(kind, value_len) { 0 } else { value_len + VALUE_EXTRA_BYTES };
@@ -93,7 +94,12 @@ impl Memtable {
 
     /// Adds an entry.
     pub(crate) fn insert(&self, key: KeyBuf, trailer: Trailer, value: Bytes) {
-        let bytes = entry_bytes(key.len(), trailer.kind(), value.len());
+        self.insert_stored(key, trailer, MemValue::new(value));
+    }
+
+    fn insert_stored(&self, key: KeyBuf, trailer: Trailer, value: MemValue) {
+        let len = value.bytes(trailer.kind()).len();
+        let bytes = entry_bytes(key.len(), trailer.kind(), len);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         let count = self.entries.fetch_add(1, Ordering::Relaxed);
         self.sample.offer(count, &key);
@@ -105,7 +111,7 @@ impl Memtable {
         let bytes = pointer.body(key.len(), seqno).len as usize;
         self.referred_bytes.fetch_add(bytes, Ordering::Relaxed);
         let trailer = Trailer::new(seqno, ValueKind::Pointer);
-        self.insert(key, trailer, Bytes::copy_from_slice(&pointer.encode()));
+        self.insert_stored(key, trailer, MemValue::pointer(pointer));
     }
 
     /// The bytes in the value log that its pointers lead to.

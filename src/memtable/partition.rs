@@ -107,9 +107,8 @@ impl Partition {
         Partition { list: SkipList::new(crossbeam_epoch::default_collector().clone()) }
     }
 
-    pub(super) fn insert(&self, key: KeyBuf, trailer: Trailer, value: Bytes) {
+    pub(super) fn insert(&self, key: KeyBuf, trailer: Trailer, value: MemValue) {
         let guard = &crossbeam_epoch::pin();
-        let value = MemValue::new(trailer.kind(), value);
         self.list.insert(MemKey { key, trailer }, value, guard).release(guard);
     }
 
@@ -117,9 +116,8 @@ impl Partition {
         let guard = &crossbeam_epoch::pin();
         let bound = Bound::Included((key, Trailer::seek(seqno)));
         let entry = self.seek(Direction::Forward, bound, guard)?;
-        let found = entry.key();
-        let value = |trailer: Trailer| entry.value().to_bytes(trailer.kind());
-        (*found.key == *key).then(|| (found.trailer, value(found.trailer)))
+        let MemKey { key: found, trailer } = entry.key();
+        (**found == *key).then(|| (*trailer, entry.value().to_bytes(trailer.kind())))
     }
 
     /// The first entry in `direction` at `bound`, or at the extreme.

@@ -8,7 +8,7 @@
 use bytes::Bytes;
 
 use crate::key::ValueKind;
-use crate::pointer::POINTER_BYTES;
+use crate::pointer::{POINTER_BYTES, Pointer};
 
 /// The bytes of a node for a short value.
 const SLOT_BYTES: usize = POINTER_BYTES;
@@ -29,9 +29,14 @@ pub(super) fn is_short(kind: ValueKind, len: usize) -> bool {
 }
 
 impl MemValue {
-    /// The value of an entry of `kind`; a pointer has [`POINTER_BYTES`].
-    pub(super) fn new(kind: ValueKind, value: Bytes) -> Self {
-        if !is_short(kind, value.len()) {
+    /// A pointer in the place of a value.
+    pub(super) fn pointer(pointer: &Pointer) -> Self {
+        MemValue::Short(pointer.encode())
+    }
+
+    /// The value of a put; empty for a tombstone.
+    pub(super) fn new(value: Bytes) -> Self {
+        if !is_short(ValueKind::Put, value.len()) {
             return MemValue::Long(value);
         }
         let mut slot = [0; SLOT_BYTES];
@@ -71,15 +76,18 @@ mod tests {
     fn values_of_all_lengths_come_back() {
         for len in 0..100 {
             let value: Vec<u8> = (1..=len).collect();
-            for kind in [ValueKind::Put, ValueKind::Pointer] {
-                if kind == ValueKind::Pointer && value.len() != POINTER_BYTES {
-                    continue;
-                }
-                let stored = MemValue::new(kind, Bytes::from(value.clone()));
-                assert_eq!(stored.bytes(kind), value);
-                assert_eq!(stored.to_bytes(kind), value);
-                assert_eq!(matches!(stored, MemValue::Short(_)), is_short(kind, value.len()));
-            }
+            let stored = MemValue::new(Bytes::from(value.clone()));
+            assert_eq!(stored.bytes(ValueKind::Put), value);
+            assert_eq!(stored.to_bytes(ValueKind::Put), value);
+            assert_eq!(matches!(stored, MemValue::Short(_)), value.len() < SLOT_BYTES);
         }
+    }
+
+    #[test]
+    fn pointers_come_back() {
+        let pointer = Pointer::new(u64::MAX, u32::MAX, b"key", b"value", 5, 12);
+        let stored = MemValue::pointer(&pointer);
+        assert_eq!(Pointer::decode(stored.bytes(ValueKind::Pointer)), Some(pointer));
+        assert_eq!(stored.to_bytes(ValueKind::Pointer), pointer.encode().as_slice());
     }
 }
