@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use seerdb_io::{Backend, Env};
+use seerdb_io::{Backend, Class, Env, OpenOptions};
 
 use crate::error::{Error, Result};
 use crate::key::VALUE_BYTES_MAX;
@@ -45,6 +45,7 @@ pub struct DBOptions {
     pub(crate) durability: Durability,
     pub(crate) io_backend: Backend,
     pub(crate) env: Option<Env>,
+    pub(crate) direct_io: bool,
     pub(crate) memory_budget: usize,
     pub(crate) memtable_bytes: Option<usize>,
     pub(crate) cache_bytes: Option<usize>,
@@ -70,6 +71,7 @@ impl Default for DBOptions {
             durability: Durability::Synced,
             io_backend: Backend::Auto,
             env: None,
+            direct_io: false,
             memory_budget: 512 * MIB,
             memtable_bytes: None,
             cache_bytes: None,
@@ -120,6 +122,17 @@ impl DBOptions {
     /// overrides `Auto`).
     pub fn io_backend(mut self, backend: Backend) -> Self {
         self.io_backend = backend;
+        self
+    }
+
+    /// Reads and writes tables and separated values around the page cache (default: false), where
+    /// the file system can: memory beyond [`DBOptions::memory_budget`] is left to others, and every
+    /// read that `cache_bytes` cannot answer is one of the device. For databases that are much
+    /// larger than memory, or machines whose page cache belongs to somebody else. Logs follow the
+    /// [durability](DBOptions::durability), and what was written through the page cache is read
+    /// through it until the database is opened again.
+    pub fn direct_io(mut self, yes: bool) -> Self {
+        self.direct_io = yes;
         self
     }
 
@@ -313,6 +326,14 @@ impl DBOptions {
             return Err(Error::invalid(*sentence));
         }
         Ok(Settings { options: self.clone(), memtable_bytes, cache_bytes })
+    }
+}
+
+impl Settings {
+    /// How files are opened for reading.
+    pub(crate) fn reading(&self) -> OpenOptions {
+        let direct = self.direct_io;
+        OpenOptions { direct, class: Class::Foreground, ..OpenOptions::default() }
     }
 }
 

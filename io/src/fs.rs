@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use crate::buf::AlignedBuf;
+use crate::buf::{AlignedBuf, BUF_ALIGN};
 use crate::error::{Operation, Result};
 use crate::lane::plug;
 use crate::sys;
@@ -271,6 +271,16 @@ impl File {
         let inner = real_or!(&self.opened, sim => sim.try_read_at(buf, offset));
         let read = inner.read_cached(buf, offset)?;
         Some(read.map_err(|e| inner.error(Operation::Read, Some(offset), e)))
+    }
+
+    /// Where a read of the `len` bytes at `offset` has to begin, and how long it has to be: as
+    /// asked, or widened to [`BUF_ALIGN`] for a direct file.
+    pub fn cover(&self, offset: u64, len: usize) -> (u64, usize) {
+        if !self.is_direct() {
+            return (offset, len);
+        }
+        let skip = usize::try_from(offset % BUF_ALIGN as u64).expect("below BUF_ALIGN");
+        (offset - skip as u64, (skip + len).next_multiple_of(BUF_ALIGN))
     }
 
     /// Writes all of `buf` at `offset`.

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::task::Poll;
 
-use seerdb_io::Fs;
+use seerdb_io::{Fs, OpenOptions};
 
 use crate::error::{Error, Result};
 use crate::filename::{FileName, FileNumber};
@@ -53,8 +53,11 @@ pub(crate) struct Context<'a> {
     /// Where the next table begins.
     pub(crate) table_bytes: u64,
     /// A merge that rewrites more than this writes around the page cache: it could not stay
-    /// there. What is smaller is written through it, so that fresh tables are not cold.
+    /// there. What is smaller is written through it, so that fresh tables are not cold, unless
+    /// they are read around it.
     pub(crate) cached_bytes_max: u64,
+    /// How new tables are opened for reading.
+    pub(crate) reading: OpenOptions,
     /// The seqnos of all live snapshots, and the newest visible seqno; see [`Retain`].
     pub(crate) snapshots: Vec<SeqNo>,
     /// Called with the bytes of work done since the last call, about every [`YIELD_BYTES`].
@@ -80,6 +83,7 @@ impl<'a> Context<'a> {
             compression: settings.compression,
             table_bytes: settings.table_bytes as u64,
             cached_bytes_max: settings.memory_budget as u64,
+            reading: settings.reading(),
             snapshots,
             progress,
         }
@@ -282,7 +286,7 @@ impl<'a> Output<'a> {
             block_bytes: ctx.block_bytes,
             compression: ctx.compression,
             filter_bits_per_key,
-            direct,
+            direct: direct || ctx.reading.direct,
         };
         Output {
             ctx,
@@ -427,7 +431,7 @@ impl<'a> Output<'a> {
         let mut tables = Vec::with_capacity(self.finished.len());
         for meta in &self.finished {
             let meta = Arc::new(meta.clone());
-            tables.push(Table::open(self.ctx.fs, self.ctx.dir, meta).await?);
+            tables.push(Table::open(self.ctx.fs, self.ctx.dir, meta, self.ctx.reading).await?);
         }
         Ok(tables)
     }

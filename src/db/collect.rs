@@ -172,7 +172,7 @@ async fn rewrite_files(
     let rewriting = async {
         let job = Rewrite { fs, dir: &core.dir, number, direct: true };
         let meta = rewrite::rewrite(job, &survivors, pace).await?;
-        match ValueFile::open(fs, &core.dir, &meta).await {
+        match ValueFile::open(fs, &core.dir, &meta, core.settings.reading()).await {
             Ok(file) => Ok((meta, file)),
             Err(error) => {
                 // Each attempt would leave its file behind.

@@ -209,10 +209,11 @@ async fn seal(replayer: &Replayer<'_>, recovered: &Recovered, is_proven: bool) -
     }
     if !files.is_empty() {
         let number = versions.new_file_number();
+        let reading = replayer.settings.reading();
         let survivors = survivors(&files, tables()).await?;
         let job = Rewrite { fs: env.fs(), dir, number, direct: false };
         let meta = rewrite::rewrite(job, &survivors, |_| ready(()).boxed()).await?;
-        sealed.opened.push(ValueFile::open(env.fs(), dir, &meta).await?);
+        sealed.opened.push(ValueFile::open(env.fs(), dir, &meta, reading).await?);
         sealed.metas.push(meta);
     }
     Ok(sealed)

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
-use seerdb_io::{BUF_ALIGN, Env};
+use seerdb_io::{BUF_ALIGN, Env, OpenOptions};
 
 use super::Core;
 use super::background::remove;
@@ -208,7 +208,10 @@ async fn next(core: &Core, stream: Stream, wanted: u64) -> Result<Arc<Segment>> 
         let edit = VersionEdit { segments_added: vec![naming(&segment)], ..VersionEdit::default() };
         let mut opened = Opened::default();
         if stream == Stream::Values {
-            let file = ValueFile::open_segment(core.env.fs(), &core.dir, segment.id);
+            // A direct read would first have to store what is in the page cache.
+            let direct = core.settings.direct_io && segment.file.is_direct();
+            let options = OpenOptions { direct, ..core.settings.reading() };
+            let file = ValueFile::open_segment(core.env.fs(), &core.dir, segment.id, options);
             opened.values.push(file.await?);
         }
         core.apply(edit, opened, |version| {

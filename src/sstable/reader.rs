@@ -71,15 +71,19 @@ pub(super) struct BlockReader<'a> {
 }
 
 impl Table {
-    /// Opens the table that `meta` describes.
+    /// Opens the table that `meta` describes; `options` are those of its file.
     ///
     /// # Errors
     ///
     /// `Corruption` when the file is missing, has another length or does not check out;
     /// `NotSupported` when a newer version wrote it.
-    pub(crate) async fn open(fs: &Fs, dir: &Path, meta: Arc<TableMeta>) -> Result<Arc<Table>> {
+    pub(crate) async fn open(
+        fs: &Fs,
+        dir: &Path,
+        meta: Arc<TableMeta>,
+        options: OpenOptions,
+    ) -> Result<Arc<Table>> {
         let path = FileName::Table(meta.number).in_dir(dir);
-        let options = OpenOptions { class: Class::Foreground, ..OpenOptions::default() };
         let file = match fs.open(path.clone(), options).await {
             Ok(file) => file,
             Err(error) if error.is_not_found() => {
@@ -361,14 +365,10 @@ impl<'a> BlockReader<'a> {
 
     /// A read of the `len` bytes at `offset`, to be polled.
     pub(super) fn start(&self, offset: u64, len: usize) -> Read {
-        let (mut skip, mut wanted) = (0, len);
-        if self.file.is_direct() {
-            skip = usize::try_from(offset % BUF_ALIGN as u64).unwrap_or(0);
-            wanted = (skip + len).next_multiple_of(BUF_ALIGN);
-        }
-        let offset = offset - skip as u64;
-        let op = maybe_done(self.file.read_at(AlignedBuf::zeroed(wanted), offset));
-        Read { op, offset, skip, len }
+        let (from, wanted) = self.file.cover(offset, len);
+        let skip = usize::try_from(offset - from).expect("below BUF_ALIGN");
+        let op = maybe_done(self.file.read_at(AlignedBuf::zeroed(wanted), from));
+        Read { op, offset: from, skip, len }
     }
 
     /// Reads a data block, twice if need be.

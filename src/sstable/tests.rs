@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures::executor::block_on;
 use proptest::prelude::*;
 use seerdb_io::sim::{Options, Sim};
-use seerdb_io::{Env, Fs};
+use seerdb_io::{Env, Fs, OpenOptions};
 
 use super::*;
 use crate::error::{Error, ErrorKind, Result};
@@ -154,7 +154,7 @@ fn write_run(fs: &Fs, dir: &Path, entries: &Entries, cuts: &[usize], how: Compre
     let tables = parts.iter().enumerate().map(|(number, part)| {
         block_on(async {
             let meta = write(fs, dir, number as u64, options(64, how), part).await.unwrap();
-            Table::open(fs, dir, Arc::new(meta)).await.unwrap()
+            Table::open(fs, dir, Arc::new(meta), OpenOptions::default()).await.unwrap()
         })
     });
     Run::new(1, tables.collect())
@@ -241,7 +241,7 @@ fn small_table() -> Entries {
 
 /// Opens the table and reads all of it by lookup and by scan: the right answers or an error.
 fn read_all(fs: &Fs, dir: &Path, meta: &TableMeta, entries: &Entries) -> Result<()> {
-    let table = block_on(Table::open(fs, dir, Arc::new(meta.clone())))?;
+    let table = block_on(Table::open(fs, dir, Arc::new(meta.clone()), OpenOptions::default()))?;
     let cache = Arc::new(BlockCache::new(1 << 20));
     let mut failed = None;
     for (key, trailer, value) in entries {
@@ -394,7 +394,8 @@ fn large_and_many_entries_go_through_several_chunks() {
         assert_eq!((meta.seqno_min, meta.seqno_max), (1, 6000));
         let path = FileName::Table(3).in_dir(dir.path());
         assert_eq!(std::fs::metadata(&path).unwrap().len(), meta.file_bytes);
-        let table = block_on(Table::open(&fs, dir.path(), Arc::new(meta))).unwrap();
+        let table =
+            block_on(Table::open(&fs, dir.path(), Arc::new(meta), OpenOptions::default())).unwrap();
         assert!(table.resident_bytes() > 6000);
         block_on(table.verify()).unwrap();
         let run = Arc::new(Run::new(1, vec![table]));
@@ -409,7 +410,8 @@ fn the_last_handle_of_a_retired_table_names_its_file() {
     let dir = tempfile::tempdir().unwrap();
     let how = options(150, Compression::Lz4);
     let meta = block_on(write(&fs, dir.path(), 9, how, &small_table())).unwrap();
-    let table = block_on(Table::open(&fs, dir.path(), Arc::new(meta))).unwrap();
+    let table =
+        block_on(Table::open(&fs, dir.path(), Arc::new(meta), OpenOptions::default())).unwrap();
     let (send, mut receive) = futures::channel::mpsc::unbounded();
     let other = table.clone();
     table.retire(send.clone());
@@ -459,6 +461,32 @@ fn a_table_abandoned_amid_writes_waits_for_them_and_leaves_no_file() {
     outcome.unwrap();
 }
 
+#[test]
+fn a_direct_table_is_read_around_the_page_cache() {
+    let fs = fs();
+    let dir = tempfile::tempdir().unwrap();
+    for how in [Compression::None, Compression::Lz4] {
+        let entries = small_table();
+        let number = 9 + how as u64;
+        let meta = block_on(write(&fs, dir.path(), number, options(150, how), &entries)).unwrap();
+        let direct = OpenOptions { direct: true, ..OpenOptions::default() };
+        let table = block_on(Table::open(&fs, dir.path(), Arc::new(meta), direct)).unwrap();
+        let cache = Arc::new(BlockCache::new(0));
+        let is_direct = table.reader().file.is_direct();
+        assert_eq!(table.block_now(&cache, false, 0).is_none(), is_direct);
+        for (key, trailer, value) in &entries {
+            let look = table.lookup(&cache, true, key, key_hash(key), trailer.seqno());
+            let (found, stored) = block_on(look).unwrap().unwrap();
+            assert_eq!((found, &stored[..]), (*trailer, &value[..]));
+        }
+        let run = Arc::new(Run::new(1, vec![table]));
+        let source = BlockSource::Cached { cache, fill: true };
+        let mut iter = RunIter::new(run, Direction::Forward, source);
+        iter.seek(None);
+        assert_eq!(collect(&mut iter).unwrap(), entries);
+    }
+}
+
 /// The file of an open table is cut: reads tell so, whichever way they go.
 #[test]
 fn a_table_that_is_cut_while_open_is_damaged() {
@@ -467,7 +495,8 @@ fn a_table_that_is_cut_while_open_is_damaged() {
     let how = options(150, Compression::None);
     let entries = small_table();
     let meta = block_on(write(&fs, dir.path(), 9, how, &entries)).unwrap();
-    let table = block_on(Table::open(&fs, dir.path(), Arc::new(meta))).unwrap();
+    let table =
+        block_on(Table::open(&fs, dir.path(), Arc::new(meta), OpenOptions::default())).unwrap();
     let path = FileName::Table(9).in_dir(dir.path());
     std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(100).unwrap();
     let cache = BlockCache::new(1 << 20);
@@ -502,7 +531,7 @@ fn the_tables_of_a_run_stand_in_order() {
     let open = |number| {
         let how = options(150, Compression::None);
         let meta = block_on(write(&fs, dir.path(), number, how, &small_table())).unwrap();
-        block_on(Table::open(&fs, dir.path(), Arc::new(meta))).unwrap()
+        block_on(Table::open(&fs, dir.path(), Arc::new(meta), OpenOptions::default())).unwrap()
     };
     Run::new(3, vec![open(2), open(1)]);
 }
@@ -518,7 +547,8 @@ fn a_block_is_filled_even_when_entries_are_a_quarter_of_it() {
     let entries: Entries = (0..80).map(entry).collect();
     let how = options(4096, Compression::None);
     let meta = block_on(write(&fs, dir.path(), 9, how, &entries)).unwrap();
-    let table = block_on(Table::open(&fs, dir.path(), Arc::new(meta))).unwrap();
+    let table =
+        block_on(Table::open(&fs, dir.path(), Arc::new(meta), OpenOptions::default())).unwrap();
     assert_eq!(table.blocks(), 20, "four entries of 1,040 bytes each");
     // An entry that would make the block far too long begins one of its own.
     let large = vec![7; 100_000];
@@ -526,6 +556,7 @@ fn a_block_is_filled_even_when_entries_are_a_quarter_of_it() {
         .map(|(k, v)| (k.to_be_bytes().to_vec(), Trailer::new(k + 1, ValueKind::Put), v.clone()))
         .into();
     let meta = block_on(write(&fs, dir.path(), 10, how, &entries)).unwrap();
-    let table = block_on(Table::open(&fs, dir.path(), Arc::new(meta))).unwrap();
+    let table =
+        block_on(Table::open(&fs, dir.path(), Arc::new(meta), OpenOptions::default())).unwrap();
     assert_eq!(table.blocks(), 3);
 }

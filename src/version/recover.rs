@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
-use seerdb_io::Fs;
+use seerdb_io::{Fs, OpenOptions};
 
 use crate::error::{Error, Result};
 use crate::filename::{FileName, FileNumber};
@@ -165,7 +165,12 @@ fn check_files(dir: &Path, state: &State, lens: &HashMap<FileName, u64>) -> Resu
 }
 
 /// Opens all files of the value log that `state` names, several at a time.
-pub(super) async fn open_values(fs: &Fs, dir: &Path, state: &State) -> Result<Vec<Arc<ValueFile>>> {
+pub(super) async fn open_values(
+    fs: &Fs,
+    dir: &Path,
+    state: &State,
+    options: OpenOptions,
+) -> Result<Vec<Arc<ValueFile>>> {
     let in_log = state.segments().filter(|named| named.stream == Stream::Values);
     let in_log = in_log.map(|named| {
         let kind = Kind::Segment { salt: named.salt };
@@ -173,18 +178,23 @@ pub(super) async fn open_values(fs: &Fs, dir: &Path, state: &State) -> Result<Ve
     });
     let metas: Vec<_> = state.values().cloned().chain(in_log).collect();
     stream::iter(metas)
-        .map(|meta| async move { ValueFile::open(fs, dir, &meta).await })
+        .map(|meta| async move { ValueFile::open(fs, dir, &meta, options).await })
         .buffer_unordered(OPEN_PARALLEL)
         .try_collect()
         .await
 }
 
 /// Opens all tables of `state`, several at a time.
-pub(super) async fn open_tables(fs: &Fs, dir: &Path, state: &State) -> Result<Vec<Arc<Table>>> {
+pub(super) async fn open_tables(
+    fs: &Fs,
+    dir: &Path,
+    state: &State,
+    options: OpenOptions,
+) -> Result<Vec<Arc<Table>>> {
     let metas: Vec<_> = state.tables().cloned().collect();
     let count = metas.len();
     let tables: Vec<Arc<Table>> = stream::iter(metas)
-        .map(|meta| Table::open(fs, dir, meta))
+        .map(|meta| Table::open(fs, dir, meta, options))
         .buffer_unordered(OPEN_PARALLEL)
         .try_collect()
         .await?;

@@ -125,8 +125,8 @@ impl VersionSet {
             Found::Database(state) => (false, *state),
         };
         let opened = Opened {
-            tables: recover::open_tables(&fs, dir, &state).await?,
-            values: recover::open_values(&fs, dir, &state).await?,
+            tables: recover::open_tables(&fs, dir, &state, settings.reading()).await?,
+            values: recover::open_values(&fs, dir, &state, settings.reading()).await?,
         };
         let recovered = Recovered {
             created,

@@ -56,13 +56,19 @@ pub(crate) struct Wanted<'a> {
 }
 
 impl ValueFile {
-    /// Opens a segment that is being written, or was not read back yet.
+    /// Opens a segment that is being written, or was not read back yet; `options` are those of its
+    /// file.
     ///
     /// # Errors
     ///
     /// `Corruption` when the file is not the segment `id`.
-    pub(crate) async fn open_segment(fs: &Fs, dir: &Path, id: FileId) -> Result<Arc<ValueFile>> {
-        let (file, path) = open(fs, dir, id.number).await?;
+    pub(crate) async fn open_segment(
+        fs: &Fs,
+        dir: &Path,
+        id: FileId,
+        options: OpenOptions,
+    ) -> Result<Arc<ValueFile>> {
+        let (file, path) = open(fs, dir, id.number, options).await?;
         let (read, mut page) = file.read_at(AlignedBuf::zeroed(segment::HEADER_BYTES), 0).await;
         page.truncate(read?);
         segment::check(&page, id, Stream::Values, &path, u64::MAX)?;
@@ -71,21 +77,26 @@ impl ValueFile {
         Ok(Arc::new(ValueFile { number, fs, file, path, sections, retired: OnceLock::new() }))
     }
 
-    /// Opens the file that `meta` describes.
+    /// Opens the file that `meta` describes, with `options`.
     ///
     /// # Errors
     ///
     /// `Corruption` when the file is missing or shorter, or does not check out; `NotSupported`
     /// when a newer version wrote it.
-    pub(crate) async fn open(fs: &Fs, dir: &Path, meta: &ValuesMeta) -> Result<Arc<ValueFile>> {
+    pub(crate) async fn open(
+        fs: &Fs,
+        dir: &Path,
+        meta: &ValuesMeta,
+        options: OpenOptions,
+    ) -> Result<Arc<ValueFile>> {
         let (checksum, segments) = match &meta.kind {
             Kind::Segment { salt } => {
                 let id = FileId { number: meta.number, salt: *salt };
-                return ValueFile::open_segment(fs, dir, id).await;
+                return ValueFile::open_segment(fs, dir, id, options).await;
             }
             Kind::Rewritten { checksum, segments } => (*checksum, segments),
         };
-        let (file, path) = open(fs, dir, meta.number).await?;
+        let (file, path) = open(fs, dir, meta.number, options).await?;
         let (number, file_bytes) = (meta.number, meta.bytes);
         let described = Described { path: &path, number, file_bytes, checksum };
         let sections = match read_sections(&file, described).await {
@@ -198,11 +209,7 @@ impl ValueFile {
 
     async fn read_once(&self, wanted: &Wanted<'_>) -> Result<Bytes> {
         let (offset, len) = self.range(wanted)?;
-        let (result, mut buf) = self.file.read_at(AlignedBuf::zeroed(len), offset).await;
-        buf.truncate(result?);
-        // A value that shares its read buffer should not keep much more memory than it weighs.
-        let is_wasteful = len.next_multiple_of(BUF_ALIGN) - len > len / 8;
-        let bytes = if is_wasteful { Bytes::copy_from_slice(&buf) } else { buf.freeze() };
+        let bytes = read_bytes(&self.file, offset, len).await?;
         let value = wanted.pointer.value(&bytes, wanted.key, wanted.seqno);
         value.map_err(|what| Error::corruption(&self.path, offset, what))
     }
@@ -225,9 +232,13 @@ pub(super) fn is_worth_repeating(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Corruption | ErrorKind::Io) && !planted!(ReadOnce)
 }
 
-async fn open(fs: &Fs, dir: &Path, number: FileNumber) -> Result<(File, PathBuf)> {
+async fn open(
+    fs: &Fs,
+    dir: &Path,
+    number: FileNumber,
+    options: OpenOptions,
+) -> Result<(File, PathBuf)> {
     let path = FileName::Values(number).in_dir(dir);
-    let options = OpenOptions { class: Class::Foreground, ..OpenOptions::default() };
     match fs.open(path.clone(), options).await {
         Ok(file) => Ok((file, path)),
         Err(error) if error.is_not_found() => {
@@ -240,10 +251,25 @@ async fn open(fs: &Fs, dir: &Path, number: FileNumber) -> Result<(File, PathBuf)
 
 async fn read_sections(file: &File, described: Described<'_>) -> Result<Vec<Section>> {
     let footer_at = described.file_bytes.saturating_sub(FOOTER_BYTES as u64);
-    let (read, mut footer) = file.read_at(AlignedBuf::zeroed(FOOTER_BYTES), footer_at).await;
-    footer.truncate(read?);
+    let footer = read_bytes(file, footer_at, FOOTER_BYTES).await?;
     let len = described.block_bytes(&footer)?;
-    let (read, mut block) = file.read_at(AlignedBuf::zeroed(len), footer_at - len as u64).await;
-    block.truncate(read?);
-    described.sections(&Bytes::copy_from_slice(&block), &footer)
+    let block = read_bytes(file, footer_at - len as u64, len).await?;
+    described.sections(&block, &footer)
+}
+
+/// The `len` bytes at `offset`, fewer at the end of the file.
+async fn read_bytes(file: &File, offset: u64, len: usize) -> Result<Bytes> {
+    let (from, wanted) = file.cover(offset, len);
+    let (read, mut buf) = file.read_at(AlignedBuf::zeroed(wanted), from).await;
+    buf.truncate(read?);
+    let skip = usize::try_from(offset - from).expect("below BUF_ALIGN").min(buf.len());
+    let end = (skip + len).min(buf.len());
+    // What shares its read buffer should not keep much more memory than it weighs.
+    let is_wasteful = wanted.next_multiple_of(BUF_ALIGN) - len > len / 8;
+    let bytes = if is_wasteful {
+        Bytes::copy_from_slice(buf.get(skip..end).unwrap_or_default())
+    } else {
+        buf.freeze().slice(skip..end)
+    };
+    Ok(bytes)
 }

@@ -119,6 +119,8 @@ fn every_option_may_change_between_two_opens() {
         tiny().value_threshold(1).durability(Durability::Written).compression(Compression::None),
         tiny().env(portable.clone()),
         tiny().env(portable).durability(Durability::Written),
+        tiny().direct_io(true).value_threshold(45).cache_bytes(0),
+        tiny().direct_io(true).value_threshold(45).durability(Durability::Written),
         tiny(),
     ];
     for (open, options) in changed.iter().enumerate() {

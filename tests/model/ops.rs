@@ -162,6 +162,7 @@ pub(crate) struct Opts {
     delay_ms: u64,
     compression: Compression,
     filter_bits: f64,
+    direct: bool,
     values: Values,
 }
 
@@ -190,6 +191,7 @@ impl Opts {
             .buffered_delay(Duration::from_millis(self.delay_ms))
             .compression(self.compression)
             .filter_bits_per_key(self.filter_bits)
+            .direct_io(self.direct)
             .value_threshold(self.values.threshold)
             .value_segment_bytes(self.values.segment)
             .max_space_amplification(self.values.amplification)
@@ -226,7 +228,7 @@ pub(crate) fn opts() -> impl Strategy<Value = Opts> {
     let compression = prop_oneof![Just(Compression::None), Just(Compression::Lz4)];
     let filter = prop_oneof![Just(0.0), Just(1.5), Just(10.0), Just(16.0)];
     let delay = prop_oneof![Just(0u64), Just(2), Just(3_600_000)];
-    let stored = (compression, values());
+    let stored = (compression, values(), proptest::bool::ANY);
     (sizes, cache, runs, durability(), delay, stored, filter).prop_map(
         |(sizes, cache, (ratio, runs, runs_last), durability, delay_ms, stored, bits)| Opts {
             memtable: sizes.0,
@@ -242,6 +244,7 @@ pub(crate) fn opts() -> impl Strategy<Value = Opts> {
             compression: stored.0,
             filter_bits: bits,
             values: stored.1,
+            direct: stored.2,
         },
     )
 }

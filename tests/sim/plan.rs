@@ -127,4 +127,5 @@ pub(crate) fn draw_options(chance: &mut Chance) -> DBOptions {
         .value_threshold(threshold)
         .value_segment_bytes(segment)
         .max_space_amplification(amplification)
+        .direct_io(chance.one_in(3))
 }

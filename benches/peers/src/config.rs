@@ -22,16 +22,16 @@ pub const HOT_CACHE_BYTES: usize = 256 << 20;
 const WORKERS: usize = 2;
 
 const USAGE: &str = "\
-usage: peers [options] [ancestor] [durable] [hotget] [amplification] [blobscan]
+usage: peers [options] [ancestor] [durable] [hotget] [amplification] [blobscan] [cold]
 
   --dir DIR        where the data goes (default: ./target; must be a real disk)
   --engines A,B    of seerdb, rocksdb, fjall (default: all in this build)
   --records N      records of all workloads but durable (default: 100000)
   --rounds N       rounds, engines interleaved in each (default: 3)
-  --seconds S      time of a cell of durable and hotget (default: 3)
+  --seconds S      time of a cell of durable, hotget and cold (default: 3)
   --seed N         of keys, values and their order (default: 1)
 
-of amplification and blobscan:
+of amplification, blobscan and cold:
   --memtable MIB   memtables and files, small to make deep trees (default: 4)
   --compressible   values that LZ4 halves (default: random ones)
   --values A,B     amplification: bytes of a value (default: 1024,8192)
@@ -69,6 +69,7 @@ pub enum Workload {
     Hotget,
     Amplification,
     Blobscan,
+    Cold,
 }
 
 impl Default for Args {
@@ -204,8 +205,14 @@ impl Config {
 }
 
 impl Workload {
-    const ALL: [Self; 5] =
-        [Self::Ancestor, Self::Durable, Self::Hotget, Self::Amplification, Self::Blobscan];
+    const ALL: [Self; 6] = [
+        Self::Ancestor,
+        Self::Durable,
+        Self::Hotget,
+        Self::Amplification,
+        Self::Blobscan,
+        Self::Cold,
+    ];
 
     fn parse(name: &str) -> Result<Self> {
         match name {
@@ -214,6 +221,7 @@ impl Workload {
             "hotget" => Ok(Self::Hotget),
             "amplification" => Ok(Self::Amplification),
             "blobscan" => Ok(Self::Blobscan),
+            "cold" => Ok(Self::Cold),
             _ => Err(format!("no workload {name:?}").into()),
         }
     }

@@ -6,19 +6,18 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hdrhistogram::Histogram;
-use tokio::runtime::Runtime;
-use tokio::sync::oneshot;
 
 use crate::Result;
+use crate::callers;
 use crate::config::{CACHE_BYTES, Config, MEMTABLE_BYTES};
 use crate::data::{self, Rng, Values};
 use crate::engine::{Engine, Setup, Sync, with_engine};
 use crate::report::{Latency, Row, Table, Unit, histogram};
 
-const WRITERS: [usize; 2] = [1, 64];
+const WRITERS: [u64; 2] = [1, 64];
 const KEYS: u64 = 1_000_000_000_000;
 
 pub fn run(config: &Config) -> Result<Table> {
@@ -43,7 +42,7 @@ fn measure<E: Engine>(
     config: &Config,
     seed: u64,
     dir: &Path,
-    writers: usize,
+    writers: u64,
 ) -> Result<(f64, Histogram<u64>)> {
     let runtime = config.runtime()?;
     let setup = Setup {
@@ -53,46 +52,13 @@ fn measure<E: Engine>(
         separation: None,
     };
     let engine = runtime.block_on(E::open(dir, setup))?;
-    let is_stopped = Arc::new(AtomicBool::new(false));
-    let start = Instant::now();
-    let mut results = Vec::new();
-    for writer in 0..writers {
-        let seed = Rng::new(seed ^ ((writer as u64) << 32)).next();
-        let pool = Arc::clone(&config.pool);
-        let work = write_until(engine.clone(), seed, pool, Arc::clone(&is_stopped));
-        results.push(start_writer::<E>(&runtime, work));
-    }
-    std::thread::sleep(config.cell_time);
-    is_stopped.store(true, Ordering::Relaxed);
-    let mut times = histogram()?;
-    let mut elapsed = Duration::ZERO;
-    for result in results {
-        let (finish, writer_times) = runtime.block_on(result)??;
-        elapsed = elapsed.max(finish - start);
-        times.add(writer_times)?;
-    }
+    let work = |writer: u64, stop| {
+        let seed = Rng::new(seed ^ (writer << 32)).next();
+        write_until(engine.clone(), seed, Arc::clone(&config.pool), stop)
+    };
+    let (elapsed, times) = callers::run::<E, _>(&runtime, writers, config.cell_time, work)?;
     runtime.block_on(engine.close())?;
     Ok((times.len() as f64 / elapsed.as_secs_f64(), times))
-}
-
-type Written = (Instant, Histogram<u64>);
-
-fn start_writer<E: Engine>(
-    runtime: &Runtime,
-    work: impl Future<Output = Result<Written>> + Send + 'static,
-) -> oneshot::Receiver<Result<Written>> {
-    let (sender, receiver) = oneshot::channel();
-    let work = async move {
-        // The receiver is gone only if another writer failed, and that error is reported.
-        drop(sender.send(work.await));
-    };
-    if E::IS_ASYNC {
-        runtime.spawn(work);
-    } else {
-        let handle = runtime.handle().clone();
-        std::thread::spawn(move || handle.block_on(work));
-    }
-    receiver
 }
 
 async fn write_until<E: Engine>(
@@ -100,7 +66,7 @@ async fn write_until<E: Engine>(
     seed: u64,
     pool: Arc<[u8]>,
     is_stopped: Arc<AtomicBool>,
-) -> Result<Written> {
+) -> Result<Histogram<u64>> {
     let mut rng = Rng::new(seed);
     let mut values = Values::new(&pool, seed);
     let mut times = histogram()?;
@@ -113,7 +79,6 @@ async fn write_until<E: Engine>(
         engine.put(&key, value).await?;
         times.saturating_record(start.elapsed().as_nanos() as u64);
     }
-    let finish = Instant::now();
     engine.read(id).await?;
-    Ok((finish, times))
+    Ok(times)
 }

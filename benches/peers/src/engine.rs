@@ -55,6 +55,16 @@ pub trait Engine: Clone + Send + std::marker::Sync + 'static {
     /// Reads record `id` and checks it.
     fn read(&self, id: u64) -> impl Future<Output = Result<()>> + Send;
 
+    /// Reads the records `ids` in one call, if the engine has one, and checks each.
+    fn read_many(&self, ids: &[u64]) -> impl Future<Output = Result<()>> + Send {
+        async move {
+            for &id in ids {
+                self.read(id).await?;
+            }
+            Ok(())
+        }
+    }
+
     /// Reads record `id` the way an async service has to: off its workers if the call may block.
     fn read_from_task(&self, id: u64) -> impl Future<Output = Result<()>> + Send;
 

@@ -73,6 +73,15 @@ impl Engine for Rocksdb {
         data::check(id, value.as_deref())
     }
 
+    async fn read_many(&self, ids: &[u64]) -> Result<()> {
+        let keys = ids.iter().map(|&id| data::key(id));
+        let values = self.0.db.multi_get_opt(keys, &self.0.read);
+        for (&id, value) in ids.iter().zip(values) {
+            data::check(id, value?.as_deref())?;
+        }
+        Ok(())
+    }
+
     async fn read_from_task(&self, id: u64) -> Result<()> {
         let open = Arc::clone(&self.0);
         let key = data::key(id);

@@ -44,6 +44,14 @@ impl Engine for Seerdb {
         data::check(id, value.as_deref())
     }
 
+    async fn read_many(&self, ids: &[u64]) -> Result<()> {
+        let values = self.0.get_many(ids.iter().map(|&id| data::key(id))).await?;
+        for (&id, value) in ids.iter().zip(&values) {
+            data::check(id, value.as_deref())?;
+        }
+        Ok(())
+    }
+
     async fn read_from_task(&self, id: u64) -> Result<()> {
         self.read(id).await
     }

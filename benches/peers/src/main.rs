@@ -20,8 +20,9 @@
 //! - `hotget`: 64 tasks of an async service reading from the cache.
 //! - `amplification`: what loading and overwriting cost in bytes, with values in tables and apart.
 //! - `blobscan`: cold scans of values that are stored apart from their keys.
+//! - `cold`: gets from data that is eight times the memory; `--records 1000000` for eight.
 //!
-//! The last two want small memtables, and files of that size, so that little data makes a deep
+//! The last three want small memtables, and files of that size, so that little data makes a deep
 //! tree: `--memtable`. A quick run of them, in less than a minute:
 //!
 //! ```text
@@ -38,6 +39,8 @@ use std::process::ExitCode;
 mod amplification;
 mod ancestor;
 mod blobscan;
+mod callers;
+mod cold;
 mod config;
 mod data;
 mod disk;
@@ -49,6 +52,7 @@ mod engine_rocksdb;
 mod engine_seerdb;
 mod hotget;
 mod machine;
+mod memory;
 mod report;
 
 use config::{Config, Workload};
@@ -82,6 +86,11 @@ fn run() -> Result<()> {
             Workload::Hotget => write!(out, "{}", hotget::run(&config)?)?,
             Workload::Amplification => amplification::run(&config, &mut out)?,
             Workload::Blobscan => write!(out, "{}", blobscan::run(&config)?)?,
+            Workload::Cold => {
+                for table in cold::run(&config)? {
+                    write!(out, "{table}")?;
+                }
+            }
         }
     }
     Ok(())

@@ -14,6 +14,7 @@ crate::for_each_backend!(
     empty_transfers_do_nothing,
     direct_files_need_alignment,
     direct_reads_find_the_end,
+    a_read_covers_what_is_wanted,
     cached_writes_are_seen,
     lengths_and_allocation,
     errors_name_the_file,
@@ -176,6 +177,21 @@ fn direct_reads_find_the_end(bed: &Bed) {
         assert!(read(&file, 16 << 10, 0) == bytes, "{len}");
         assert!(read(&file, 4096, 4096) == bytes[len.min(4096)..len.min(8192)], "{len}");
         assert!(read(&file, 4096, 1 << 20).is_empty());
+    }
+}
+
+fn a_read_covers_what_is_wanted(bed: &Bed) {
+    let bytes = pattern(20_000, 3);
+    for options in [reader(Class::Foreground), direct(reader(Class::Foreground))] {
+        let file = bed.file(if options.direct { "direct" } else { "cached" }, &bytes, options);
+        for (offset, len) in [(0, 1), (1, 4095), (4095, 2), (4096, 4096), (10_000, 5_000)] {
+            let (from, wanted) = file.cover(offset, len);
+            assert!(file.is_direct() || (from, wanted) == (offset, len));
+            let skip = usize::try_from(offset - from).unwrap();
+            let found = read(&file, wanted, from);
+            let at = usize::try_from(offset).unwrap();
+            assert_eq!(found[skip..skip + len], bytes[at..at + len]);
+        }
     }
 }
 

@@ -424,7 +424,7 @@ fn forge(bed: &Bed, old: &TableMeta, new: &TableMeta) -> Arc<Table> {
     let (kind, how) = (BlockKind::Properties, Stored::Plain);
     let trailer = block_trailer(new.number, at as u64, kind, how, &properties);
     file.write_cached(&[properties.as_slice(), &trailer].concat(), at as u64).unwrap();
-    block_on(Table::open(fs, dir, Arc::new(new.clone()))).unwrap()
+    block_on(Table::open(fs, dir, Arc::new(new.clone()), OpenOptions::default())).unwrap()
 }
 
 #[test]

@@ -3,7 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "the tests write files behind the engine's back")]
 
 use futures::executor::block_on;
-use seerdb_io::Env;
+use seerdb_io::{Env, OpenOptions};
 
 use super::*;
 use crate::codec::{Sink, crc32c};
@@ -66,7 +66,8 @@ impl Forged {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(FileName::Table(NUMBER).in_dir(dir.path()), out).unwrap();
         let env = Env::new(&Default::default()).unwrap();
-        let table = block_on(Table::open(env.fs(), dir.path(), Arc::new(meta)));
+        let table =
+            block_on(Table::open(env.fs(), dir.path(), Arc::new(meta), OpenOptions::default()));
         block_on(table.expect("every checksum is right").verify())
     }
 }

@@ -82,7 +82,7 @@ impl Bed {
                 writer.add(key.as_bytes(), Trailer::new(seqno, ValueKind::Put), b"value");
             }
             let meta = writer.finish().await.unwrap();
-            Table::open(fs, dir, Arc::new(meta)).await.unwrap()
+            Table::open(fs, dir, Arc::new(meta), OpenOptions::default()).await.unwrap()
         })
     }
 
