@@ -29,12 +29,6 @@ use crate::memtable::entry_bytes;
 /// The bytes of an operation in front of its key.
 pub(crate) type OpHead = smallvec::SmallVec<[u8; 16]>;
 
-impl Sink for OpHead {
-    fn put(&mut self, bytes: &[u8]) {
-        self.extend_from_slice(bytes);
-    }
-}
-
 const DELETE: u8 = 0;
 const PUT: u8 = 1;
 const SEPARATE: u8 = 2;

@@ -61,6 +61,12 @@ impl Sink for Vec<u8> {
     }
 }
 
+impl<A: smallvec::Array<Item = u8>> Sink for smallvec::SmallVec<A> {
+    fn put(&mut self, bytes: &[u8]) {
+        self.extend_from_slice(bytes);
+    }
+}
+
 impl Sink for AlignedBuf {
     fn put(&mut self, bytes: &[u8]) {
         self.extend_from_slice(bytes);

@@ -23,7 +23,7 @@ use crate::log::format::Stream;
 use crate::log::reader::SegmentRef;
 use crate::log::replay::{self, Known, Origin};
 use crate::lz4::Packer;
-use crate::pointer::{POINTER_BYTES, Pointer};
+use crate::pointer::Pointer;
 use crate::record::{self, FileId, HEADER_BYTES, Header, RecordType};
 use crate::sstable::Block;
 use crate::sstable::format::{self as table, BlockKind, FOOTER_BYTES, FileRef, Footer, Handle};
@@ -137,18 +137,19 @@ pub fn segment_header(bytes: &[u8]) {
     }
 }
 
-/// A pointer, and what it makes of the bytes that it leads to. The first byte says how long the
-/// key is.
+/// A pointer, and what it makes of the bytes that it leads to. The first bytes say how long the
+/// key and the pointer are.
 pub fn pointer(bytes: &[u8]) {
     let mut cursor = Cursor::new(bytes);
-    let Some(key_len) = cursor.u8().map(usize::from) else { return };
-    let (Some(encoded), Some(seqno)) = (cursor.bytes(POINTER_BYTES), cursor.u64()) else { return };
+    let (Some(key_len), Some(len)) = (cursor.u8(), cursor.u8()) else { return };
+    let (key_len, len) = (usize::from(key_len), usize::from(len % 32));
+    let (Some(encoded), Some(seqno)) = (cursor.bytes(len), cursor.u64()) else { return };
     let seqno = seqno & SEQNO_MAX;
     let body = cursor.bytes(cursor.remaining()).unwrap_or_default();
     let Some((key, stored)) = body.split_at_checked(key_len) else { return };
     let found = Pointer::decode(encoded);
     if let Some(found) = found {
-        assert_eq!(found.encode(), encoded);
+        assert_eq!(found.encode().as_slice(), encoded);
         assert!(found.stored <= found.raw && found.raw as usize <= VALUE_BYTES_MAX);
         check_value(&found, body, key, seqno);
     }

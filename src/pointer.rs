@@ -1,33 +1,32 @@
 //! Pointers to values: what memtables and tables keep in the place of a large value.
 //!
-//! | offset | size | field | reader's duty |
-//! |---|---|---|---|
-//! | 0 | 4 | check: CRC32C of key and stored value, xor CRC32C of seqno, segment and position | |
-//! | 4 | 4 | position of the key in the segment as it was first written | within the segment |
-//! | 8 | 4 | stored bytes of the value | at most the next |
-//! | 12 | 4 | bytes of the value; more than stored when it is packed with LZ4 | a legal length |
-//! | 16 | 8 | segment | one that the version knows, else corruption |
+//! | size | field | reader's duty |
+//! |---|---|---|
+//! | 4 | check: CRC32C of key and stored value, xor CRC32C of seqno, segment and position | |
+//! | varint | position of the key in the segment as it was first written | within the segment |
+//! | varint | stored bytes of the value | |
+//! | varint | what LZ4 saved of the value, in bytes; 0 when it is not packed | a legal length |
+//! | varint | segment | one that the version knows, else corruption |
 //!
 //! All integers are little-endian. What differs from one pointer to the next stands first, behind
-//! the end of its key, which differs too; what is often the same follows in one piece, up to the
-//! lengths of the next entry: a block of a table packs a tenth smaller than with the segment first.
+//! the seqno, which differs too; what is often the same follows in one piece, up to the lengths and
+//! the beginning of the key of the next entry, for the sake of packed blocks.
 //! In the record of a commit the stored value follows its key without a gap, and so it does in
 //! every rewritten file: both are the *body*.
 //!
 //! Invariants:
-//! 1. A pointer is [`POINTER_BYTES`] long, whatever it points to: a writer knows what it will add
-//!    to a memtable before the log has given it a position.
-//! 2. Bytes that were written for another key, commit or place never pass [`Pointer::value`].
+//! 1. Bytes that were written for another key, commit or place never pass [`Pointer::value`].
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use crate::codec::{Cursor, Sink, crc32c, crc32c_append};
 use crate::filename::FileNumber;
 use crate::key::{SeqNo, VALUE_BYTES_MAX};
 use crate::lz4;
 
-/// The size of an encoded pointer.
-pub(crate) const POINTER_BYTES: usize = 24;
+/// An encoded pointer: at most 29 bytes, and a dozen as a rule.
+pub(crate) type Encoded = SmallVec<[u8; 32]>;
 
 /// Where a value stands in the value log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,29 +67,26 @@ impl Pointer {
         Pointer { segment, position, stored: bytes, raw, check }
     }
 
-    pub(crate) fn encode(&self) -> [u8; POINTER_BYTES] {
-        let mut out = Vec::with_capacity(POINTER_BYTES);
-        for field in [self.check, self.position, self.stored, self.raw] {
-            out.put_u32(field);
+    pub(crate) fn encode(&self) -> Encoded {
+        let mut out = Encoded::new();
+        out.put_u32(self.check);
+        for field in [self.position, self.stored, self.raw - self.stored] {
+            out.put_varint(u64::from(field));
         }
-        out.put_u64(self.segment);
-        out.try_into().expect("the fields above add up to POINTER_BYTES")
+        out.put_varint(self.segment);
+        out
     }
 
     /// The pointer that `bytes` encode, if they do.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Pointer> {
         let mut cursor = Cursor::new(bytes);
-        let pointer = Pointer {
-            check: cursor.u32()?,
-            position: cursor.u32()?,
-            stored: cursor.u32()?,
-            raw: cursor.u32()?,
-            segment: cursor.u64()?,
-        };
-        let fits = cursor.is_empty()
-            && pointer.stored <= pointer.raw
-            && pointer.raw as usize <= VALUE_BYTES_MAX;
-        fits.then_some(pointer)
+        let check = cursor.u32()?;
+        let mut number = || u32::try_from(cursor.varint()?).ok();
+        let (position, stored, saved) = (number()?, number()?, number()?);
+        let raw = stored.checked_add(saved)?;
+        let segment = cursor.varint()?;
+        let fits = cursor.is_empty() && raw as usize <= VALUE_BYTES_MAX;
+        fits.then_some(Pointer { segment, position, stored, raw, check })
     }
 
     /// The body that the pointer leads to, of the commit `seqno` and a key of `key_len` bytes.
@@ -189,14 +185,36 @@ mod tests {
 
     #[test]
     fn what_is_no_pointer_is_refused() {
-        let bytes = pointer().encode();
-        assert_eq!(Pointer::decode(&bytes[..23]), None);
+        let pointer = pointer();
+        let bytes = pointer.encode();
+        for len in 0..bytes.len() {
+            assert_eq!(Pointer::decode(&bytes[..len]), None);
+        }
         assert_eq!(Pointer::decode(&[&bytes[..], &[0]].concat()), None);
-        let mut long = bytes;
-        long[12..16].copy_from_slice(&((1u32 << 30) + 1).to_le_bytes());
-        assert_eq!(Pointer::decode(&long), None);
-        let mut short = bytes;
-        short[12..16].copy_from_slice(&4u32.to_le_bytes());
-        assert_eq!(Pointer::decode(&short), None, "a value grows no shorter by unpacking");
+        let long = Pointer { raw: (1 << 30) + 1, ..pointer };
+        assert_eq!(Pointer::decode(&long.encode()), None, "a value of more than 1 GiB");
+        let fields = |stored, saved| {
+            let mut out = Encoded::new();
+            out.put_u32(0);
+            for field in [1, stored, saved, 7] {
+                out.put_varint(field);
+            }
+            out
+        };
+        assert!(Pointer::decode(&fields(5, 0)).is_some());
+        assert_eq!(Pointer::decode(&fields(u64::from(u32::MAX), 1)), None, "an overflow");
+        assert_eq!(Pointer::decode(&fields(1 << 32, 0)), None, "not a length");
+    }
+
+    #[test]
+    fn pointers_of_all_sizes_round_trip() {
+        let most = Pointer { segment: u64::MAX, position: u32::MAX, stored: 0, raw: 0, check: 1 };
+        for bits in 0..=30 {
+            let stored = (1u32 << bits) / 2;
+            let pointer = Pointer { stored, raw: 1 << bits, segment: u64::MAX >> bits, ..most };
+            let encoded = pointer.encode();
+            assert!(encoded.len() <= 29 && !encoded.spilled());
+            assert_eq!(Pointer::decode(&encoded), Some(pointer));
+        }
     }
 }

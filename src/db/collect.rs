@@ -20,7 +20,6 @@ use super::background::remove;
 use super::{Core, stats};
 use crate::error::Result;
 use crate::filename::{FileName, FileNumber};
-use crate::pointer::POINTER_BYTES;
 use crate::sstable::Table;
 use crate::version::edit::VersionEdit;
 use crate::version::{Opened, Values, Version};
@@ -31,9 +30,9 @@ use crate::vlog::rewrite::{self, Rewrite, Survivors};
 
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(5);
-/// What an entry with a pointer takes in a table beside the pointer: a key of usual length, its
-/// trailer, its share of filter and index.
-const ENTRY_BYTES: u64 = 24;
+/// What an entry with a pointer takes in a table, about: a key of usual length, its trailer, the
+/// pointer, its shares of references, filter and index.
+const ENTRY_BYTES: u64 = 40;
 /// A segment of the value log has this share of what is alive, within bounds.
 const SEGMENT_SHARE: u64 = 64;
 const SEGMENT_BYTES_MIN: u64 = 2 << 20;
@@ -271,7 +270,7 @@ impl Core {
             state.memtables.iter().map(|memtable| memtable.referred_bytes() as u64).sum();
         let pointers = version.tables().map(|table| {
             let bodies: u64 = table.meta().references.iter().map(|r| r.bodies).sum();
-            (bodies * (POINTER_BYTES as u64 + ENTRY_BYTES)).min(table.meta().file_bytes)
+            (bodies * ENTRY_BYTES).min(table.meta().file_bytes)
         });
         let lists = version.values().iter().map(lists_of).sum::<u64>();
         Accounts {

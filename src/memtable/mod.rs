@@ -98,7 +98,7 @@ impl Memtable {
     }
 
     fn insert_stored(&self, key: KeyBuf, trailer: Trailer, value: MemValue) {
-        let len = value.bytes(trailer.kind()).len();
+        let len = value.bytes().len();
         let bytes = entry_bytes(key.len(), trailer.kind(), len);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         let count = self.entries.fetch_add(1, Ordering::Relaxed);

@@ -117,7 +117,7 @@ impl Partition {
         let bound = Bound::Included((key, Trailer::seek(seqno)));
         let entry = self.seek(Direction::Forward, bound, guard)?;
         let MemKey { key: found, trailer } = entry.key();
-        (**found == *key).then(|| (*trailer, entry.value().to_bytes(trailer.kind())))
+        (**found == *key).then(|| (*trailer, entry.value().to_bytes()))
     }
 
     /// The first entry in `direction` at `bound`, or at the extreme.

@@ -101,13 +101,13 @@ impl Source for MemSource {
 
     fn entry(&self) -> Entry<'_> {
         let item = self.item();
-        let value = item.value.bytes(item.trailer.kind());
+        let value = item.value.bytes();
         Entry { key: &item.key, trailer: item.trailer, value }
     }
 
     fn value(&self) -> Bytes {
         let item = self.item();
-        item.value.to_bytes(item.trailer.kind())
+        item.value.to_bytes()
     }
 
     fn advance(&mut self) {

@@ -1,17 +1,16 @@
 //! The value of an entry: what is short stands in the node of the skiplist itself.
 //!
 //! Invariants:
-//! 1. A pointer fills the slot; any other short value is shorter than the slot, whose last byte is
-//!    then its length. The kind of the entry tells which of them it is.
+//! 1. A short value is shorter than the slot, whose last byte is its length.
 //! 2. A node is as large as it would be with nothing but [`Bytes`] for values.
 
 use bytes::Bytes;
 
 use crate::key::ValueKind;
-use crate::pointer::{POINTER_BYTES, Pointer};
+use crate::pointer::Pointer;
 
 /// The bytes of a node for a short value.
-const SLOT_BYTES: usize = POINTER_BYTES;
+const SLOT_BYTES: usize = 24;
 const _: () = assert!(size_of::<MemValue>() == size_of::<Bytes>());
 
 /// A value, or a pointer to one.
@@ -23,7 +22,9 @@ pub(super) enum MemValue {
     Long(Bytes),
 }
 
-/// Whether a value of `len` bytes takes no memory beside its node.
+/// Whether a value of `len` bytes takes no memory beside its node. A pointer counts as if it never
+/// did: what leads to a value of more than 2 MiB in a segment with an enormous number does, and is
+/// nothing beside the value.
 pub(super) fn is_short(kind: ValueKind, len: usize) -> bool {
     kind == ValueKind::Pointer || len < SLOT_BYTES
 }
@@ -31,28 +32,28 @@ pub(super) fn is_short(kind: ValueKind, len: usize) -> bool {
 impl MemValue {
     /// A pointer in the place of a value.
     pub(super) fn pointer(pointer: &Pointer) -> Self {
-        MemValue::Short(pointer.encode())
+        let encoded = pointer.encode();
+        MemValue::short(&encoded)
+            .unwrap_or_else(|| MemValue::Long(Bytes::copy_from_slice(&encoded)))
     }
 
     /// The value of a put; empty for a tombstone.
     pub(super) fn new(value: Bytes) -> Self {
-        if !is_short(ValueKind::Put, value.len()) {
-            return MemValue::Long(value);
-        }
-        let mut slot = [0; SLOT_BYTES];
-        let len = value.len();
-        if let Some(last) = slot.last_mut() {
-            *last = u8::try_from(len).expect("a short value has no more bytes than the slot");
-        }
-        slot.get_mut(..len).expect("a short value fits").copy_from_slice(&value);
-        MemValue::Short(slot)
+        MemValue::short(&value).unwrap_or(MemValue::Long(value))
     }
 
-    /// The bytes, which entered with `kind`.
-    pub(super) fn bytes(&self, kind: ValueKind) -> &[u8] {
+    fn short(value: &[u8]) -> Option<Self> {
+        let mut slot = [0; SLOT_BYTES];
+        let (last, room) = slot.split_last_mut()?;
+        room.get_mut(..value.len())?.copy_from_slice(value);
+        *last = u8::try_from(value.len()).ok()?;
+        Some(MemValue::Short(slot))
+    }
+
+    /// The bytes that entered.
+    pub(super) fn bytes(&self) -> &[u8] {
         match self {
             MemValue::Long(value) => value,
-            MemValue::Short(slot) if kind == ValueKind::Pointer => slot,
             MemValue::Short([value @ .., len]) => {
                 value.get(..usize::from(*len)).expect("the last byte is the length")
             }
@@ -60,10 +61,10 @@ impl MemValue {
     }
 
     /// The same as a value to hand out, without a copy of a long one.
-    pub(super) fn to_bytes(&self, kind: ValueKind) -> Bytes {
+    pub(super) fn to_bytes(&self) -> Bytes {
         match self {
             MemValue::Long(value) => value.clone(),
-            MemValue::Short(_) => Bytes::copy_from_slice(self.bytes(kind)),
+            MemValue::Short(_) => Bytes::copy_from_slice(self.bytes()),
         }
     }
 }
@@ -77,17 +78,22 @@ mod tests {
         for len in 0..100 {
             let value: Vec<u8> = (1..=len).collect();
             let stored = MemValue::new(Bytes::from(value.clone()));
-            assert_eq!(stored.bytes(ValueKind::Put), value);
-            assert_eq!(stored.to_bytes(ValueKind::Put), value);
-            assert_eq!(matches!(stored, MemValue::Short(_)), value.len() < SLOT_BYTES);
+            assert_eq!(stored.bytes(), value);
+            assert_eq!(stored.to_bytes(), value);
+            let is_inline = matches!(stored, MemValue::Short(_));
+            assert_eq!(is_inline, is_short(ValueKind::Put, value.len()));
         }
     }
 
     #[test]
     fn pointers_come_back() {
-        let pointer = Pointer::new(u64::MAX, u32::MAX, b"key", b"value", 5, 12);
-        let stored = MemValue::pointer(&pointer);
-        assert_eq!(Pointer::decode(stored.bytes(ValueKind::Pointer)), Some(pointer));
-        assert_eq!(stored.to_bytes(ValueKind::Pointer), pointer.encode().as_slice());
+        let value = [1; 2000];
+        for (segment, raw) in [(1, 2000), (u64::MAX, 2000), (u64::MAX, 1 << 30)] {
+            let pointer = Pointer::new(segment, u32::MAX, b"key", &value, raw, 12);
+            let stored = MemValue::pointer(&pointer);
+            assert_eq!(matches!(stored, MemValue::Short(_)), raw == 2000);
+            assert_eq!(Pointer::decode(stored.bytes()), Some(pointer));
+            assert_eq!(stored.to_bytes(), pointer.encode().as_slice());
+        }
     }
 }

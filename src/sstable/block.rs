@@ -57,8 +57,8 @@ impl BlockBuilder {
         self.tags.push(tag);
         self.entries.put_varint(key.len() as u64);
         self.entries.put_varint(value.len() as u64);
-        self.entries.put_u64(trailer.to_u64());
         self.entries.put(key);
+        self.entries.put_u64(trailer.to_u64());
         self.entries.put(value);
     }
 
@@ -99,6 +99,7 @@ pub(crate) struct Block {
 pub(crate) struct EntryAt {
     pub(crate) trailer: Trailer,
     key: usize,
+    key_end: usize,
     value: usize,
     end: usize,
 }
@@ -153,9 +154,12 @@ impl Block {
                 (key_len, value_len, bytes.get(bytes.len() - cursor.remaining()..)?)
             }
         };
-        let trailer = Trailer::from_u64(u64::from_le_bytes(*rest.first_chunk::<8>()?))?;
-        let key = self.entries_end - rest.len() + 8;
-        Some(EntryAt { trailer, key, value: key + key_len, end: key + key_len + value_len })
+        let trailer = u64::from_le_bytes(*rest.get(key_len..)?.first_chunk()?);
+        let trailer = Trailer::from_u64(trailer)?;
+        let key = self.entries_end - rest.len();
+        let key_end = key + key_len;
+        let value = key_end + size_of::<u64>();
+        Some(EntryAt { trailer, key, key_end, value, end: value + value_len })
     }
 
     /// Touches the heads of a few large entries: reads that do not wait for each other bring them
@@ -179,7 +183,7 @@ impl Block {
 
     /// The user key of an entry.
     pub(crate) fn key(&self, entry: EntryAt) -> &[u8] {
-        self.data.get(entry.key..entry.value).unwrap_or_default()
+        self.data.get(entry.key..entry.key_end).unwrap_or_default()
     }
 
     /// The value of an entry.
@@ -236,8 +240,8 @@ impl Weigh for Block {
 fn skip_entry(cursor: &mut Cursor<'_>) -> Option<()> {
     let key_len = usize::try_from(cursor.varint()?).ok()?;
     let value_len = usize::try_from(cursor.varint()?).ok()?;
-    let trailer = Trailer::from_u64(cursor.u64()?)?;
     cursor.bytes(key_len)?;
+    let trailer = Trailer::from_u64(cursor.u64()?)?;
     let value = cursor.bytes(value_len)?;
     let fits = match trailer.kind() {
         ValueKind::Delete => value.is_empty(),

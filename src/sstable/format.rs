@@ -22,8 +22,8 @@
 //! | n | tag of each entry: bits 32..40 of the key's hash | a hint: no duty |
 //! | 2 | n | consistent with the block's length |
 //!
-//! An entry is varint key length, varint value length, u64 trailer (seqno and kind as `key` packs
-//! them), key, value. The value of a tombstone is empty.
+//! An entry is varint key length, varint value length, key, u64 trailer (seqno and kind as `key`
+//! packs them), value. The value of a tombstone is empty.
 //!
 //! The index block; `n` data blocks, in file order:
 //!
