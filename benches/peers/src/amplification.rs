@@ -165,6 +165,7 @@ fn setup(config: &Config, placement: Placement, shape: Shape) -> Setup {
         sync: Sync::Written,
         memtable_bytes: config.memtable_bytes,
         cache_bytes: CACHE_BYTES,
+        is_direct: false,
         separation: match placement {
             Placement::InTables => None,
             Placement::Apart => apart(None),

@@ -41,6 +41,7 @@ async fn measure<E: Engine>(config: &Config, seed: u64, dir: &Path) -> Result<[f
         sync: Sync::Written,
         memtable_bytes: MEMTABLE_BYTES,
         cache_bytes: CACHE_BYTES,
+        is_direct: false,
         separation: None,
     };
     let engine = E::open(dir, setup).await?;

@@ -89,6 +89,7 @@ async fn measure<E: Engine>(
         sync: Sync::Written,
         memtable_bytes: config.memtable_bytes,
         cache_bytes: CACHE_BYTES,
+        is_direct: false,
         separation: Some(separation),
     };
     let mut rng = Rng::new(seed);

@@ -2,7 +2,7 @@
 //!
 //! The records are loaded in random order and settled. Then the kernel forgets its caches, this
 //! process gets so much memory as its control group allows, page cache included, and the database
-//! is opened anew with a cache of a quarter of that. A reader is a task of a runtime with two
+//! is opened anew with a cache of a quarter of that (with `--direct`, half). A reader is a task of a runtime with two
 //! workers for seerdb, a thread for the blocking engines. "64 in one call" is `get_many`, or
 //! RocksDB's `multi_get`; fjall has no such call.
 //!
@@ -118,7 +118,8 @@ fn measure<E: Engine>(
     let setup = Setup {
         sync: Sync::Written,
         memtable_bytes: config.memtable_bytes,
-        cache_bytes: (memory_bytes / 4) as usize,
+        cache_bytes: (memory_bytes / if config.is_direct { 2 } else { 4 }) as usize,
+        is_direct: config.is_direct,
         separation,
     };
     let runtime = config.runtime()?;

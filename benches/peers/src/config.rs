@@ -38,6 +38,7 @@ of amplification, blobscan and cold:
   --space F        amplification: the bound where space is bounded, in times of the live values
                    (default: 1.5)
   --overwrites N   amplification: times the records, in each order (default: 3)
+  --direct         cold: around the page cache, for engines that can; cache of half the memory
   --scans N        blobscan: scans, and groups of gets (default: 100)";
 
 pub struct Config {
@@ -56,6 +57,7 @@ pub struct Args {
     pub memtable_bytes: usize,
     pub space: f64,
     pub is_compressible: bool,
+    pub is_direct: bool,
     pub value_sizes: Vec<usize>,
     pub overwrites: u64,
     pub scans: u64,
@@ -84,6 +86,7 @@ impl Default for Args {
             memtable_bytes: 4 << 20,
             space: 1.5,
             is_compressible: false,
+            is_direct: false,
             value_sizes: vec![1024, 8192],
             overwrites: 3,
             scans: 100,
@@ -110,6 +113,7 @@ impl Args {
                 Long("memtable") => parsed.memtable_bytes = mebibytes(args.value()?)?,
                 Long("space") => parsed.space = args.value()?.parse()?,
                 Long("compressible") => parsed.is_compressible = true,
+                Long("direct") => parsed.is_direct = true,
                 Long("values") => parsed.value_sizes = list(args.value()?, value_size)?,
                 Long("overwrites") => parsed.overwrites = args.value()?.parse()?,
                 Long("scans") => parsed.scans = args.value()?.parse()?,

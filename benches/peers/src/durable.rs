@@ -49,6 +49,7 @@ fn measure<E: Engine>(
         sync: Sync::Synced,
         memtable_bytes: MEMTABLE_BYTES,
         cache_bytes: CACHE_BYTES,
+        is_direct: false,
         separation: None,
     };
     let engine = runtime.block_on(E::open(dir, setup))?;

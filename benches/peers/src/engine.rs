@@ -26,6 +26,8 @@ pub struct Setup {
     /// Of tables, and of files with values alone, it is the size too.
     pub memtable_bytes: usize,
     pub cache_bytes: usize,
+    /// Reads around the page cache, if the engine can.
+    pub is_direct: bool,
     /// How values are stored apart from their keys, if they are.
     pub separation: Option<Separation>,
 }

@@ -58,6 +58,7 @@ impl Engine for Rocksdb {
         if let Some(separation) = setup.separation {
             separate(&mut options, separation, setup.memtable_bytes, &cache);
         }
+        options.set_use_direct_reads(setup.is_direct);
         let mut write = WriteOptions::default();
         write.set_sync(setup.sync == Sync::Synced);
         let db = DB::open(&options, dir)?;

@@ -26,7 +26,8 @@ impl Engine for Seerdb {
             .wal_segment_bytes(setup.memtable_bytes)
             .value_segment_bytes(setup.memtable_bytes)
             .table_bytes(setup.memtable_bytes)
-            .cache_bytes(setup.cache_bytes);
+            .cache_bytes(setup.cache_bytes)
+            .direct_io(setup.is_direct);
         let options = match setup.separation {
             Some(separation) => separate(options, separation),
             None => options,

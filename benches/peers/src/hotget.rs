@@ -50,6 +50,7 @@ fn measure<E: Engine>(config: &Config, seed: u64, dir: &Path) -> Result<[Cell; 2
         sync: Sync::Written,
         memtable_bytes: MEMTABLE_BYTES,
         cache_bytes: HOT_CACHE_BYTES,
+        is_direct: false,
         separation: None,
     };
     let engine = runtime.block_on(async {
