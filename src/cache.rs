@@ -268,6 +268,33 @@ mod tests {
     }
 
     #[test]
+    fn a_scan_leaves_what_is_used_often() {
+        const HOT: u64 = 400;
+        let cache = Strings::new(1_000_000);
+        let look = |key: u64| {
+            let is_here = cache.get(&key).is_some();
+            if !is_here {
+                cache.insert(key, "x".repeat(1000));
+            }
+            is_here
+        };
+        for _ in 0..4 {
+            (0..HOT).for_each(|key| drop(look(key)));
+        }
+        assert!((0..HOT).all(look), "they fit");
+        // Ten times the capacity, each once, while the others go on being used now and then.
+        for key in 0..10_000 {
+            look(HOT + key);
+            look(key % HOT);
+        }
+        let kept = (0..HOT).filter(|&key| look(key)).count() as u64;
+        assert!(kept > HOT * 9 / 10, "of {HOT} values {kept} are left");
+        (20_000..30_000).for_each(|key| drop(look(key)));
+        let kept = (0..HOT).filter(|&key| look(key)).count() as u64;
+        assert!(kept > HOT * 3 / 4, "of {HOT} values {kept} are left by a scan alone");
+    }
+
+    #[test]
     fn concurrent_misses_load_once_and_failures_are_not_kept() {
         let cache = Strings::new(100_000);
         let loads = Arc::new(AtomicUsize::new(0));

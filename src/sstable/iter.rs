@@ -227,8 +227,10 @@ impl RunIter {
         let mut block = table.reader().decode_block(handle, &bytes).ok();
         if let (Some(found), BlockSource::Cached { cache, fill: true }) = (&mut block, &self.source)
         {
-            // In the cache a block must not keep its whole window in memory.
-            *found = found.to_owned_bytes();
+            if handle.stored == handle.raw {
+                // In the cache a block must not keep its whole window in memory.
+                *found = found.to_owned_bytes();
+            }
             let id = CacheId::block(table.meta().number, self.number);
             cache.insert(id, Cached::Block(found.clone()));
         }
