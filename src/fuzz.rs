@@ -24,7 +24,7 @@ use crate::log::reader::SegmentRef;
 use crate::log::replay::{self, Known, Origin};
 use crate::lz4::Packer;
 use crate::pointer::Pointer;
-use crate::record::{self, FileId, HEADER_BYTES, Header, RecordType};
+use crate::record::{self, FileId, HEADER_BYTES, HEADER_SPAN, Header, RecordType};
 use crate::sstable::Block;
 use crate::sstable::format::{self as table, BlockKind, FOOTER_BYTES, FileRef, Footer, Handle};
 use crate::sstable::index::Index;
@@ -268,16 +268,18 @@ fn put_record(
     *next += u64::from(count);
     *chain = header.chain;
     if how & 4 != 0 {
-        header.first_seqno = script.u64()? & SEQNO_MAX;
+        header.first_seqno = (script.u64()? & SEQNO_MAX) + 1;
+        header.durable_seqno = header.durable_seqno.min(header.first_seqno - 1);
     }
     if how & 8 != 0 {
-        header.durable_seqno = script.u64()? & SEQNO_MAX;
-    }
-    if how & 16 != 0 {
-        header.span = script.u32()?;
+        header.durable_seqno = (script.u64()? & SEQNO_MAX).min(header.first_seqno - 1);
     }
     if how & 32 != 0 {
-        header.payload_bytes = script.u32()?;
+        header.payload_bytes = script.u32()?.min(u32::MAX - (1 << 17));
+        header.span = HEADER_SPAN + header.payload_bytes;
+    }
+    if how & 16 != 0 {
+        header.span += u32::from(script.u16()?);
     }
     let unit = if kind == RecordType::Edit || how & 0x80 != 0 { UNIT } else { 1 };
     if how & 16 == 0 {

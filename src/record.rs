@@ -6,14 +6,16 @@
 //! |---|---|---|---|
 //! | 0 | 2 | magic `0x5EED` | anything else: not a record |
 //! | 2 | 1 | type: 1 data, 2 mark, 3 edit | unknown: not a record |
-//! | 3 | 1 | reserved, 0 | anything else: not a record |
-//! | 4 | 4 | payload length in bytes | trusted after the header CRC only |
-//! | 8 | 4 | span: bytes from this header to the next one | at least header + payload |
-//! | 12 | 4 | count: seqnos that the record uses up | |
-//! | 16 | 8 | first seqno | gap: see below |
-//! | 24 | 8 | durable seqno: all up to it were durable when this was written | |
-//! | 32 | 4 | chain: CRC32C of (chain of the record before, CRC32C of the payload) | mismatch: damage |
-//! | 36 | 4 | CRC32C of bytes 0..36 and of (file id, salt, position) | mismatch: not a record |
+//! | 3 | 2 | padding: bytes between the payload and the next header | |
+//! | 5 | 7 | base: the seqno before the first | gap: see below |
+//! | 12 | 4 | payload length in bytes | trusted after the header CRC only |
+//! | 16 | 4 | count: seqnos that the record uses up | the last one is at most `SEQNO_MAX` |
+//! | 20 | 4 | lag: so far behind base was the durable seqno; u32::MAX: it was 0 | at most base |
+//! | 24 | 4 | chain: CRC32C of (chain of the record before, CRC32C of the payload) | mismatch: damage |
+//! | 28 | 4 | CRC32C of bytes 0..28 and of (file id, salt, position) | mismatch: not a record |
+//!
+//! The *span* of a record are the bytes from its header to the next one; the *durable seqno* is one
+//! that all seqnos up to it were durable when the record was written.
 //!
 //! Invariants:
 //! 1. A header is valid only in the file and at the position it was written for, so that recycled
@@ -22,13 +24,19 @@
 //! 3. `durable_seqno` of any valid header proves that every seqno up to it was acknowledged as
 //!    durable: a reader that cannot produce such a seqno reports corruption. What is missing
 //!    without such a proof is a torn tail. The idea is that of Pebble's WAL sync offsets.
-//! 4. Bytes between payload end and span end are padding: never read, never trusted.
+//! 4. Padding is never read, never trusted.
+//! 5. A lag that does not fit says that nothing is known to be durable: less than is true.
+
+use smallvec::SmallVec;
 
 use crate::codec::{Cursor, Sink, crc32c, crc32c_append};
 use crate::key::{SEQNO_MAX, SeqNo};
 
 /// The size of a record header.
-pub(crate) const HEADER_BYTES: usize = 40;
+pub(crate) const HEADER_BYTES: usize = HEADER_SPAN as usize;
+/// The span of a record without payload and padding.
+pub(crate) const HEADER_SPAN: u32 = 32;
+const COVERED_BYTES: usize = HEADER_BYTES - 4;
 const MAGIC: u16 = 0x5EED;
 
 /// What a record is for. The numbers are frozen.
@@ -72,23 +80,30 @@ impl Header {
 
     /// The header as bytes for `position` of the file `id`.
     pub(crate) fn encode(&self, id: FileId, position: u64) -> [u8; HEADER_BYTES] {
-        let mut out = Vec::with_capacity(HEADER_BYTES);
+        let base = self.first_seqno.checked_sub(1).expect("seqnos begin at 1");
+        let lag = base.checked_sub(self.durable_seqno).expect("durable before it was written");
+        let lag = u32::try_from(lag).unwrap_or(u32::MAX);
+        let padding = self.span.checked_sub(HEADER_SPAN);
+        let padding = padding.and_then(|bytes| bytes.checked_sub(self.payload_bytes));
+        let padding = padding.and_then(|bytes| u16::try_from(bytes).ok());
+        let padding = padding.expect("a record is followed by less than two units of padding");
+        let [b0, b1, b2, b3, b4, b5, b6, over] = base.to_le_bytes();
+        assert_eq!(over, 0, "seqnos have 56 bits");
+        let mut out = SmallVec::<[u8; HEADER_BYTES]>::new();
         out.put_u16(MAGIC);
         out.put_u8(self.kind as u8);
-        out.put_u8(0);
-        out.put_u32(self.payload_bytes);
-        out.put_u32(self.span);
-        out.put_u32(self.count);
-        out.put_u64(self.first_seqno);
-        out.put_u64(self.durable_seqno);
-        out.put_u32(self.chain);
+        out.put_u16(padding);
+        out.put(&[b0, b1, b2, b3, b4, b5, b6]);
+        for field in [self.payload_bytes, self.count, lag, self.chain] {
+            out.put_u32(field);
+        }
         out.put_u32(header_crc(&out, id, position));
-        out.try_into().expect("the fields above add up to HEADER_BYTES")
+        out.into_inner().expect("the fields above add up to HEADER_BYTES")
     }
 
     /// The header at `position` of the file `id`, if these bytes are one.
     pub(crate) fn decode(bytes: &[u8], id: FileId, position: u64) -> Option<Header> {
-        let covered = bytes.get(..HEADER_BYTES - 4)?;
+        let covered = bytes.get(..COVERED_BYTES)?;
         let mut cursor = Cursor::new(bytes.get(..HEADER_BYTES)?);
         if cursor.u16()? != MAGIC {
             return None;
@@ -99,22 +114,25 @@ impl Header {
             3 => RecordType::Edit,
             _ => return None,
         };
-        let reserved = cursor.u8()?;
+        let padding = cursor.u16()?;
+        let base = cursor.bytes(7)?.iter().rev().fold(0, |base, byte| base << 8 | u64::from(*byte));
+        let (payload_bytes, count) = (cursor.u32()?, cursor.u32()?);
+        let (lag, chain) = (cursor.u32()?, cursor.u32()?);
+        if cursor.u32()? != header_crc(covered, id, position) {
+            return None;
+        }
+        let fixed = HEADER_SPAN + u32::from(padding);
+        let durable_seqno = if lag == u32::MAX { 0 } else { base.checked_sub(u64::from(lag))? };
         let header = Header {
             kind,
-            payload_bytes: cursor.u32()?,
-            span: cursor.u32()?,
-            count: cursor.u32()?,
-            first_seqno: cursor.u64()?,
-            durable_seqno: cursor.u64()?,
-            chain: cursor.u32()?,
+            payload_bytes,
+            span: payload_bytes.checked_add(fixed)?,
+            count,
+            first_seqno: base + 1,
+            durable_seqno,
+            chain,
         };
-        let valid = cursor.u32()? == header_crc(covered, id, position)
-            && reserved == 0
-            && u64::from(header.span) >= HEADER_BYTES as u64 + u64::from(header.payload_bytes)
-            && header.first_seqno.checked_add(u64::from(header.count))? <= SEQNO_MAX + 1
-            && header.durable_seqno <= SEQNO_MAX;
-        valid.then_some(header)
+        (base + u64::from(count) <= SEQNO_MAX).then_some(header)
     }
 
     /// Whether `payload` is what was written behind this header, after a record with `chain`.
@@ -169,6 +187,19 @@ mod tests {
             durable_seqno: 9,
             chain: chain(chain_start(ID), crc32c(payload)),
         }
+    }
+
+    #[test]
+    fn the_extremes_round_trip() {
+        let header = Header { first_seqno: SEQNO_MAX + 1, count: 0, ..sample() };
+        let far = Header { durable_seqno: SEQNO_MAX - u64::from(u32::MAX) + 1, ..header };
+        let padded = Header { span: 7 + HEADER_SPAN + 0xFFFF, ..sample() };
+        let whole = Header { payload_bytes: u32::MAX - HEADER_SPAN, span: u32::MAX, ..sample() };
+        for header in [far, padded, whole] {
+            assert_eq!(Header::decode(&header.encode(ID, 8), ID, 8), Some(header));
+        }
+        let unknown = Header { durable_seqno: 0, ..header };
+        assert_eq!(Header::decode(&header.encode(ID, 8), ID, 8), Some(unknown), "less, never more");
     }
 
     #[test]

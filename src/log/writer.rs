@@ -26,11 +26,9 @@ use super::format::{HEADER_BYTES as SEGMENT_HEADER_BYTES, RESERVE_BYTES};
 use super::segment::Segment;
 use crate::error::Result;
 use crate::key::SeqNo;
-use crate::record::{HEADER_BYTES, Header, RecordType, chain, chain_start};
+use crate::record::{HEADER_BYTES, HEADER_SPAN, Header, RecordType, chain, chain_start};
 
 const ALIGN: u64 = BUF_ALIGN as u64;
-const HEADER_SPAN: u32 = 40;
-const _: () = assert!(HEADER_SPAN as usize == HEADER_BYTES);
 
 /// How much of a page-cached segment is filled with zeros at a time.
 const AHEAD_BYTES: usize = 64 << 10;

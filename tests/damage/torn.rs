@@ -204,18 +204,18 @@ fn records(dir: &Path) -> Vec<(String, usize, usize)> {
     let mut records = Vec::new();
     for name in logs(dir) {
         let bytes = std::fs::read(dir.join(&name)).unwrap();
-        let u32_at = |at: usize| {
-            let bytes = bytes[at..at + 4].try_into().unwrap();
-            usize::try_from(u32::from_le_bytes(bytes)).unwrap()
-        };
         let mut at = UNIT;
-        while at + 40 <= bytes.len() {
+        while at + 32 <= bytes.len() {
+            let payload = u32::from_le_bytes(bytes[at + 12..at + 16].try_into().unwrap());
+            let len = 32 + usize::try_from(payload).unwrap();
+            let padding = u16::from_le_bytes([bytes[at + 3], bytes[at + 4]]);
             match bytes[at..at + 3] {
-                [0xED, 0x5E, 1] => {
-                    records.push((name.clone(), at, 40 + u32_at(at + 4)));
-                    at += u32_at(at + 8);
+                [0xED, 0x5E, kind] => {
+                    if kind == 1 {
+                        records.push((name.clone(), at, len));
+                    }
+                    at += len + usize::from(padding);
                 }
-                [0xED, 0x5E, _] => at += u32_at(at + 8),
                 _ => at = (at + 1).next_multiple_of(UNIT),
             }
         }

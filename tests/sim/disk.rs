@@ -93,21 +93,22 @@ fn read_manifest(bytes: &[u8], takes_last: bool) -> Option<Manifest> {
     let (mut at, mut expected) = (4096, 1);
     let mut unproven = None;
     while word(at, 2) == Some(0x5EED) {
-        let (kind, payload) = (word(at + 2, 1)?, usize::try_from(word(at + 4, 4)?).unwrap());
-        let (span, number) = (usize::try_from(word(at + 8, 4)?).unwrap(), word(at + 16, 8)?);
-        if number != expected || !(2..=3).contains(&kind) || span < 40 + payload {
+        let (kind, payload) = (word(at + 2, 1)?, usize::try_from(word(at + 12, 4)?).unwrap());
+        let (padding, number) = (usize::try_from(word(at + 3, 2)?).unwrap(), word(at + 5, 7)? + 1);
+        if number != expected || !(2..=3).contains(&kind) {
             break;
         }
-        if word(at + 24, 8)? + 1 == number
+        let lag = word(at + 20, 4)?;
+        if lag == 0
             && let Some(payload) = unproven.take()
         {
             apply(&mut manifest, payload)?;
         }
         if kind == 3 {
-            unproven = Some(bytes.get(at + 40..at + 40 + payload)?);
+            unproven = Some(bytes.get(at + 32..at + 32 + payload)?);
             expected += 1;
         }
-        at += span;
+        at += 32 + payload + padding;
     }
     if takes_last && let Some(payload) = unproven {
         apply(&mut manifest, payload)?;

@@ -18,8 +18,7 @@ use crate::filename::FileName;
 use crate::log::reader::CHUNK_BYTES;
 use crate::log::segment::{Plan, Segment, prepare};
 use crate::log::writer::{LogBuffer, Payload};
-use crate::record::HEADER_BYTES;
-use crate::record::Header;
+use crate::record::{HEADER_BYTES, HEADER_SPAN, Header};
 
 const UNIT: usize = BUF_ALIGN;
 const SEGMENT_BYTES: u64 = 1 << 16;
@@ -363,7 +362,10 @@ fn a_record_of_another_kind_or_beyond_the_segment_is_bad() {
         assert_eq!(log.replay(0), Ok((3, false)), "as it was");
         let bad = match wrong {
             0 => Header { kind: RecordType::Edit, ..header },
-            _ => Header { span: u32::try_from(SEGMENT_BYTES).unwrap(), ..header },
+            _ => {
+                let payload_bytes = u32::try_from(SEGMENT_BYTES).unwrap();
+                Header { payload_bytes, span: payload_bytes + HEADER_SPAN, ..header }
+            }
         };
         log.poke(number, offset, &bad.encode(id, offset));
         assert_eq!(log.replay(0), Ok((2, true)), "{bad:?}");

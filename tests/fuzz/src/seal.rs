@@ -7,7 +7,7 @@ use crc32c::{crc32c, crc32c_append};
 use crate::damage::Files;
 
 const UNIT: usize = 4096;
-const RECORD_HEADER: usize = 40;
+const RECORD_HEADER: usize = 32;
 const FOOTER: usize = 72;
 const BLOCK_TRAILER: usize = 5;
 const VALUES_FOOTER: usize = 40;
@@ -79,15 +79,15 @@ fn records(bytes: &mut [u8], number: u64, in_units: bool) -> Option<()> {
             at = (at + 1).next_multiple_of(UNIT);
             continue;
         }
-        let payload_bytes = u32_at(bytes, at + 4)? as usize;
-        let span = u32_at(bytes, at + 8)? as usize;
+        let payload_bytes = u32_at(bytes, at + 12)? as usize;
+        let padding = u16::from_le_bytes([*bytes.get(at + 3)?, *bytes.get(at + 4)?]);
         if let Some(payload) = bytes.get(at + RECORD_HEADER..at + RECORD_HEADER + payload_bytes) {
             chain = crc32c_append(chain, &crc32c(payload).to_le_bytes());
         }
-        *bytes.get_mut(at + 32..)?.first_chunk_mut()? = chain.to_le_bytes();
+        *bytes.get_mut(at + 24..)?.first_chunk_mut()? = chain.to_le_bytes();
         let place = [number, salt, at as u64].map(u64::to_le_bytes).concat();
         put_crc(bytes, at..at + RECORD_HEADER - 4, at + RECORD_HEADER - 4, &place)?;
-        at += span.max(RECORD_HEADER);
+        at += RECORD_HEADER + payload_bytes + usize::from(padding);
         if in_units {
             at = at.next_multiple_of(UNIT);
         }
