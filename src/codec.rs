@@ -48,6 +48,11 @@ pub(crate) trait Sink {
         self.put(bytes.get(..len).unwrap_or(&bytes));
     }
 
+    /// Appends a number that may be negative: as a varint, small ones of either sign short.
+    fn put_signed(&mut self, value: i64) {
+        self.put_varint((value.wrapping_shl(1) ^ (value >> 63)).cast_unsigned());
+    }
+
     /// Appends a varint length and the bytes.
     fn put_slice(&mut self, bytes: &[u8]) {
         self.put_varint(bytes.len() as u64);
@@ -126,6 +131,12 @@ impl<'a> Cursor<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
+    /// What [`Sink::put_signed`] put.
+    pub(crate) fn signed(&mut self) -> Option<i64> {
+        let value = self.varint()?;
+        Some((value >> 1).cast_signed() ^ -(value & 1).cast_signed())
+    }
+
     pub(crate) fn varint(&mut self) -> Option<u64> {
         let mut value = 0u64;
         for shift in (0..70).step_by(7) {
@@ -178,6 +189,19 @@ mod tests {
                 assert_eq!(Cursor::new(&out).varint(), None, "cut {value}");
             }
         }
+    }
+
+    #[test]
+    fn signed_numbers_round_trip() {
+        for (value, len) in [(0, 1), (-1, 1), (63, 1), (-64, 1), (64, 2), (i64::MAX, 10)] {
+            let mut out = Vec::new();
+            out.put_signed(value);
+            assert_eq!(out.len(), len, "length of {value}");
+            assert_eq!(Cursor::new(&out).signed(), Some(value));
+        }
+        let mut out = Vec::new();
+        out.put_signed(i64::MIN);
+        assert_eq!(Cursor::new(&out).signed(), Some(i64::MIN));
     }
 
     #[test]

@@ -6,9 +6,11 @@
 //! | size | field | reader's duty |
 //! |---|---|---|
 //! | varint | segment | as in the summary |
-//! | for each body: varint | its position less the one before (the first: as it is) | above 0 |
-//! | varint | its length: key and stored value | |
+//! | for each body: signed | its position less the end of the one before; at first, 0 | they ascend |
+//! | signed | its length, key and stored value, less the one before; at first, 0 | |
 //! | 4 | CRC32C of the body | |
+//!
+//! Signed numbers are as `codec` puts them: neighbours of one size take a byte for each.
 //!
 //! A summary is varint segment, varint bodies, varint sum of their lengths, and the handle of the
 //! block. Blocks and summaries stand in the order of their segments.
@@ -26,7 +28,7 @@ use crate::key::Trailer;
 use crate::pointer::{Body, Pointer};
 
 /// What a body takes in a block, about.
-const BODY_BYTES: usize = 8;
+const BODY_BYTES: usize = 7;
 
 /// What a table refers to in one segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,12 +122,13 @@ impl ReferencesBuilder {
 pub(crate) fn encode(segment: FileNumber, bodies: &[Body]) -> Vec<u8> {
     let mut out = Vec::with_capacity(bodies.len() * (BODY_BYTES + 2));
     out.put_varint(segment);
-    let mut before = 0;
+    let (mut end, mut len) = (0, 0);
     for body in bodies {
-        out.put_varint(u64::from(body.position - before));
-        out.put_varint(u64::from(body.len));
+        out.put_signed(i64::from(body.position) - end);
+        out.put_signed(i64::from(body.len) - len);
         out.put_u32(body.crc);
-        before = body.position;
+        len = i64::from(body.len);
+        end = i64::from(body.position) + len;
     }
     out
 }
@@ -141,13 +144,13 @@ pub(crate) fn decode(block: &[u8], reference: &Reference) -> Result<Vec<Body>, &
         return Err("it is of another segment");
     }
     let mut bodies: Vec<Body> = Vec::new();
-    let mut position = 0u32;
+    let (mut end, mut len) = (0i64, 0i64);
     while !cursor.is_empty() {
         let body = (|| {
-            let step = u32::try_from(cursor.varint()?).ok()?;
-            position = position.checked_add(step)?;
-            let len = u32::try_from(cursor.varint()?).ok()?;
-            Some(Body { position, len, crc: cursor.u32()? })
+            let position = u32::try_from(end.checked_add(cursor.signed()?)?).ok()?;
+            len = len.checked_add(cursor.signed()?)?;
+            end = i64::from(position).checked_add(len)?;
+            Some(Body { position, len: u32::try_from(len).ok()?, crc: cursor.u32()? })
         })();
         let body = body.ok_or("a body is cut short")?;
         if bodies.last().is_some_and(|before| before.position >= body.position) {

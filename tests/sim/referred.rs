@@ -41,16 +41,24 @@ pub(crate) fn read_references(description: &mut Bytes<'_>) -> Option<Vec<Referen
 /// A key and its value: position in the segment, length, checksum.
 type Body = (u64, u64, u32);
 
+/// A number whose sign is its last bit.
+fn signed(number: u64) -> i64 {
+    let magnitude = i64::try_from(number / 2).unwrap();
+    if number.is_multiple_of(2) { magnitude } else { -magnitude - 1 }
+}
+
 fn read_bodies(block: &[u8], reference: &Reference) -> Option<Vec<Body>> {
     let mut block = Bytes(block);
     let mut bodies = Vec::new();
-    let mut position = 0;
+    let (mut end, mut len) = (0, 0);
     if block.varint()? != reference.segment {
         return None;
     }
     while !block.0.is_empty() {
-        position += block.varint()?;
-        bodies.push((position, block.varint()?, block.u32()?));
+        let position = end + signed(block.varint()?);
+        len += signed(block.varint()?);
+        end = position + len;
+        bodies.push((u64::try_from(position).ok()?, u64::try_from(len).ok()?, block.u32()?));
     }
     let bytes: u64 = bodies.iter().map(|(_, len, _)| len).sum();
     ((bodies.len() as u64, bytes) == (reference.bodies, reference.bytes)).then_some(bodies)

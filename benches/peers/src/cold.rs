@@ -2,9 +2,9 @@
 //!
 //! The records are loaded in random order and settled. Then the kernel forgets its caches, this
 //! process gets so much memory as its control group allows, page cache included, and the database
-//! is opened anew with a cache of a quarter of that (with `--direct`, half). A reader is a task of a runtime with two
-//! workers for seerdb, a thread for the blocking engines. "64 in one call" is `get_many`, or
-//! RocksDB's `multi_get`; fjall has no such call.
+//! is opened anew with a cache of a quarter of that (with `--direct`, half). A reader is a task of
+//! a runtime with two workers for seerdb, a thread for the blocking engines. "64 in one call" is
+//! `get_many`, or RocksDB's `multi_get`; fjall has no such call.
 //!
 //! "bare" is what the device gives without any engine: aligned reads of 4 KiB at random places of
 //! the largest file, around the page cache, from as many threads. A virtual machine's disk may be
