@@ -219,22 +219,20 @@ fn read_bare(dir: &Path, threads: u64, seed: u64) -> Result<Cell> {
 }
 
 fn largest(dir: &Path) -> Result<PathBuf> {
-    let mut found: Option<(u64, PathBuf)> = None;
+    let largest = files(dir)?.into_iter().max();
+    Ok(largest.ok_or("there is no file to read")?.1)
+}
+
+/// The files in and below `dir`, and how long they are.
+fn files(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let mut found = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
         let metadata = entry.metadata()?;
-        let inside = if metadata.is_dir() { Some(entry.path()) } else { None };
-        let path = match inside {
-            Some(inside) => match largest(&inside) {
-                Ok(path) => path,
-                Err(_) => continue,
-            },
-            None => entry.path(),
-        };
-        let bytes = std::fs::metadata(&path)?.len();
-        if found.as_ref().is_none_or(|(most, _)| bytes > *most) {
-            found = Some((bytes, path));
+        match metadata.is_dir() {
+            true => found.extend(files(&entry.path())?),
+            false => found.push((metadata.len(), entry.path())),
         }
     }
-    Ok(found.ok_or("there is no file to read")?.1)
+    Ok(found)
 }
