@@ -122,7 +122,9 @@ impl Header {
             return None;
         }
         let fixed = HEADER_SPAN + u32::from(padding);
-        let durable_seqno = if lag == u32::MAX { 0 } else { base.checked_sub(u64::from(lag))? };
+        // A header has one spelling: with u32::MAX, base is at least as far from 0.
+        let behind = base.checked_sub(u64::from(lag))?;
+        let durable_seqno = if lag == u32::MAX { 0 } else { behind };
         let header = Header {
             kind,
             payload_bytes,
