@@ -200,7 +200,7 @@ impl Table {
     pub(crate) fn block_now(&self, cache: &BlockCache, fill: bool, block: usize) -> Option<Block> {
         let handle = self.index.handle(block);
         let len = handle.file_bytes();
-        if len > NOW_BYTES_MAX {
+        if len > NOW_BYTES_MAX || self.file.is_direct() {
             return None;
         }
         let mut bytes = vec![0; len];

@@ -55,6 +55,10 @@ async fn write(
     writer.finish().await
 }
 
+fn opened(fs: &Fs, dir: &Path, meta: TableMeta) -> Arc<Table> {
+    block_on(Table::open(fs, dir, Arc::new(meta), OpenOptions::default())).unwrap()
+}
+
 /// What a correct lookup answers.
 fn model_get<'a>(entries: &'a Entries, key: &[u8], seqno: SeqNo) -> Option<(Trailer, &'a [u8])> {
     entries
@@ -394,8 +398,7 @@ fn large_and_many_entries_go_through_several_chunks() {
         assert_eq!((meta.seqno_min, meta.seqno_max), (1, 6000));
         let path = FileName::Table(3).in_dir(dir.path());
         assert_eq!(std::fs::metadata(&path).unwrap().len(), meta.file_bytes);
-        let table =
-            block_on(Table::open(&fs, dir.path(), Arc::new(meta), OpenOptions::default())).unwrap();
+        let table = opened(&fs, dir.path(), meta);
         assert!(table.resident_bytes() > 6000);
         block_on(table.verify()).unwrap();
         let run = Arc::new(Run::new(1, vec![table]));
@@ -410,8 +413,7 @@ fn the_last_handle_of_a_retired_table_names_its_file() {
     let dir = tempfile::tempdir().unwrap();
     let how = options(150, Compression::Lz4);
     let meta = block_on(write(&fs, dir.path(), 9, how, &small_table())).unwrap();
-    let table =
-        block_on(Table::open(&fs, dir.path(), Arc::new(meta), OpenOptions::default())).unwrap();
+    let table = opened(&fs, dir.path(), meta);
     let (send, mut receive) = futures::channel::mpsc::unbounded();
     let other = table.clone();
     table.retire(send.clone());
@@ -495,8 +497,7 @@ fn a_table_that_is_cut_while_open_is_damaged() {
     let how = options(150, Compression::None);
     let entries = small_table();
     let meta = block_on(write(&fs, dir.path(), 9, how, &entries)).unwrap();
-    let table =
-        block_on(Table::open(&fs, dir.path(), Arc::new(meta), OpenOptions::default())).unwrap();
+    let table = opened(&fs, dir.path(), meta);
     let path = FileName::Table(9).in_dir(dir.path());
     std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(100).unwrap();
     let cache = BlockCache::new(1 << 20);
@@ -531,7 +532,7 @@ fn the_tables_of_a_run_stand_in_order() {
     let open = |number| {
         let how = options(150, Compression::None);
         let meta = block_on(write(&fs, dir.path(), number, how, &small_table())).unwrap();
-        block_on(Table::open(&fs, dir.path(), Arc::new(meta), OpenOptions::default())).unwrap()
+        opened(&fs, dir.path(), meta)
     };
     Run::new(3, vec![open(2), open(1)]);
 }
@@ -547,8 +548,7 @@ fn a_block_is_filled_even_when_entries_are_a_quarter_of_it() {
     let entries: Entries = (0..80).map(entry).collect();
     let how = options(4096, Compression::None);
     let meta = block_on(write(&fs, dir.path(), 9, how, &entries)).unwrap();
-    let table =
-        block_on(Table::open(&fs, dir.path(), Arc::new(meta), OpenOptions::default())).unwrap();
+    let table = opened(&fs, dir.path(), meta);
     assert_eq!(table.blocks(), 20, "four entries of 1,040 bytes each");
     // An entry that would make the block far too long begins one of its own.
     let large = vec![7; 100_000];
@@ -556,7 +556,6 @@ fn a_block_is_filled_even_when_entries_are_a_quarter_of_it() {
         .map(|(k, v)| (k.to_be_bytes().to_vec(), Trailer::new(k + 1, ValueKind::Put), v.clone()))
         .into();
     let meta = block_on(write(&fs, dir.path(), 10, how, &entries)).unwrap();
-    let table =
-        block_on(Table::open(&fs, dir.path(), Arc::new(meta), OpenOptions::default())).unwrap();
+    let table = opened(&fs, dir.path(), meta);
     assert_eq!(table.blocks(), 3);
 }

@@ -182,7 +182,7 @@ impl ValueFile {
     /// here: the way that may wait reads it again and reports it.
     pub(crate) fn read_now(&self, wanted: &Wanted<'_>) -> Option<Bytes> {
         let (offset, len) = self.range(wanted).ok()?;
-        if len > NOW_BYTES_MAX {
+        if len > NOW_BYTES_MAX || self.file.is_direct() {
             return None;
         }
         let mut bytes = vec![0; len];
