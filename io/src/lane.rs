@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 use std::time::Duration;
@@ -124,6 +124,7 @@ pub(crate) struct Mailbox {
     /// Present when the thread ends its waits for timers itself.
     timers: Option<Arc<TimerQueue>>,
     armed: Armed,
+    nudged: AtomicBool,
     closing: AtomicU8,
     ended: Ended,
     bell: Bell,
@@ -140,6 +141,7 @@ impl Mailbox {
             tasks: Mutex::new(Slab::new()),
             timers: timers.then(Arc::default),
             armed: Armed::new(),
+            nudged: AtomicBool::new(false),
             closing: AtomicU8::new(OPEN),
             ended: Ended::new(),
             bell,
@@ -180,6 +182,19 @@ impl Mailbox {
         }
     }
 
+    /// Has the thread look at what else it is there for.
+    #[cfg(all(target_os = "linux", not(seerdb_no_uring), feature = "tokio"))]
+    pub(crate) fn nudge(&self) {
+        self.nudged.store(true, Ordering::Release);
+        self.kick();
+    }
+
+    /// Whether somebody has nudged since the last call.
+    #[cfg(all(target_os = "linux", not(seerdb_no_uring), feature = "tokio"))]
+    pub(crate) fn take_nudge(&self) -> bool {
+        self.nudged.swap(false, Ordering::AcqRel)
+    }
+
     /// Empties a dead mailbox.
     fn bury(&self) {
         if self.ended.is_over() {
@@ -202,7 +217,8 @@ impl Mailbox {
     pub(crate) fn arm(&self, room: bool, files_idle: bool) -> bool {
         self.armed.arm(|| {
             let requests = room && !self.requests.is_empty();
-            !requests && self.runnables.is_empty() && !self.shall_end(files_idle)
+            let nudged = self.nudged.load(Ordering::Acquire);
+            !requests && !nudged && self.runnables.is_empty() && !self.shall_end(files_idle)
         })
     }
 
@@ -429,29 +445,42 @@ pub(crate) fn run_here(lanes: &[Arc<Mailbox>; 3], call: Call) -> Option<Call> {
     Some(call)
 }
 
+impl plug::Held for Mailbox {
+    fn release(&self) {
+        self.kick();
+    }
+}
+
 /// Holding back the wake of a thread while several requests are queued for it.
 pub(crate) mod plug {
-    use super::{Arc, Mailbox, RefCell};
+    use super::{Arc, RefCell};
+
+    /// What is told at the end of the plug.
+    pub(crate) trait Held: Send + Sync {
+        /// The plug is pulled.
+        fn release(&self);
+    }
 
     #[derive(Default)]
     struct Plugged {
         depth: usize,
-        waiting: Vec<Arc<Mailbox>>,
+        waiting: Vec<Arc<dyn Held>>,
     }
 
     thread_local! {
         static PLUGGED: RefCell<Plugged> = RefCell::default();
     }
 
-    /// Whether a plug lives on this thread; if so, `mailbox` is kicked at its end.
+    /// Whether a plug lives on this thread; if so, `held` is told at its end.
     #[cfg(all(target_os = "linux", not(seerdb_no_uring)))]
-    pub(crate) fn holds_back(mailbox: &Arc<Mailbox>) -> bool {
+    pub(crate) fn holds_back<H: Held + 'static>(held: &Arc<H>) -> bool {
         PLUGGED.with_borrow_mut(|plugged| {
             if plugged.depth == 0 {
                 return false;
             }
-            if !plugged.waiting.iter().any(|m| Arc::ptr_eq(m, mailbox)) {
-                plugged.waiting.push(Arc::clone(mailbox));
+            let own = Arc::as_ptr(held);
+            if !plugged.waiting.iter().any(|other| std::ptr::addr_eq(Arc::as_ptr(other), own)) {
+                plugged.waiting.push(Arc::<H>::clone(held));
             }
             true
         })
@@ -466,8 +495,8 @@ pub(crate) mod plug {
             plugged.depth -= 1;
             if plugged.depth == 0 { std::mem::take(&mut plugged.waiting) } else { Vec::new() }
         });
-        for mailbox in waiting {
-            mailbox.kick();
+        for held in waiting {
+            held.release();
         }
     }
 }

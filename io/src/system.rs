@@ -31,6 +31,8 @@ pub(crate) struct Shared {
     pub(crate) pool: Arc<Pool>,
     pub(crate) threads: Arc<Threads>,
     pub(crate) timers: Arc<Timers>,
+    #[cfg(all(target_os = "linux", not(seerdb_no_uring), feature = "tokio"))]
+    pub(crate) pumps: crate::uring::Pumps,
     in_flight: AtomicUsize,
     failed: OnceLock<String>,
     /// A forked child has the memory of the threads and none of them.
@@ -44,6 +46,8 @@ impl Shared {
             pool: Pool::new(Arc::clone(&threads)),
             threads,
             timers: Timers::new(),
+            #[cfg(all(target_os = "linux", not(seerdb_no_uring), feature = "tokio"))]
+            pumps: crate::uring::Pumps::new(),
             in_flight: AtomicUsize::new(0),
             failed: OnceLock::new(),
             process: ForkMark::new(),
@@ -163,7 +167,13 @@ impl System {
         match (&self.foreground, class) {
             (None, _) => self.send_pool(request),
             (Some(_), Class::Log) => self.lane(Lane::Log).push(request),
-            (Some(ring), Class::Foreground | Class::Background) => ring.push(request),
+            #[cfg(feature = "tokio")]
+            (Some(ring), Class::Foreground) => {
+                if let Err(request) = self.shared.pumps.push(&self.shared, ring, request) {
+                    ring.push(request);
+                }
+            }
+            (Some(ring), _) => ring.push(request),
         }
     }
 
@@ -200,6 +210,9 @@ impl System {
 
     /// Lets the threads end; `stop` does not wait until the tasks of the lanes rest.
     pub(crate) fn close(&self, stop: bool) {
+        // First, so that nothing starts there behind the back of the thread that watches them.
+        #[cfg(all(target_os = "linux", not(seerdb_no_uring), feature = "tokio"))]
+        self.shared.pumps.close();
         for mailbox in self.lanes.iter().chain(&self.foreground) {
             mailbox.close(stop);
         }

@@ -38,7 +38,7 @@ pub(super) fn start(shared: &Arc<Shared>, name: &'static str, lane: Option<Lane>
             if let Some(lane) = lane {
                 lane::enter(&own, lane, Local::Ring(VecDeque::new()));
             }
-            run(ring, &own, &own_shared);
+            run(ring, &own, &own_shared, lane.is_none());
         }
         own.end();
         lane::leave();
@@ -59,8 +59,9 @@ fn make(mailbox: &Mailbox) -> Result<(Ring, Vec<&'static str>), String> {
     Ok((ring, features))
 }
 
-fn run(mut ring: Ring, mailbox: &Mailbox, shared: &Shared) {
-    let served = AssertUnwindSafe(|| serve(&mut ring, mailbox, shared));
+fn run(mut ring: Ring, mailbox: &Mailbox, shared: &Shared, foreground: bool) {
+    let mut others = Others::new(foreground);
+    let served = AssertUnwindSafe(|| serve(&mut ring, mailbox, shared, &mut others));
     let reason = match std::panic::catch_unwind(served) {
         Ok(Ok(())) => return,
         Ok(Err(reason)) => reason,
@@ -75,7 +76,12 @@ fn run(mut ring: Ring, mailbox: &Mailbox, shared: &Shared) {
     mailbox.serve(&shared.timers);
 }
 
-fn serve(ring: &mut Ring, mailbox: &Mailbox, shared: &Shared) -> Result<(), String> {
+fn serve(
+    ring: &mut Ring,
+    mailbox: &Mailbox,
+    shared: &Shared,
+    others: &mut Others,
+) -> Result<(), String> {
     loop {
         let mut more = mailbox.run_tasks();
         let mut batch = 0;
@@ -89,7 +95,8 @@ fn serve(ring: &mut Ring, mailbox: &Mailbox, shared: &Shared) -> Result<(), Stri
             batch += 1;
         }
         let timeout = mailbox.fire_timers(&shared.timers);
-        let idle = ring.in_flight() == 0;
+        let timeout = others.look(mailbox, shared).or(timeout);
+        let idle = ring.in_flight() == 0 && others.are_idle(shared);
         if mailbox.shall_end(idle) {
             return Ok(());
         }
@@ -97,5 +104,44 @@ fn serve(ring: &mut Ring, mailbox: &Mailbox, shared: &Shared) -> Result<(), Stri
         ring.enter(wait, timeout)?;
         mailbox.disarm();
         ring.reap(|request| shared.detour(request))?;
+    }
+}
+
+/// What else the thread of the foreground ring is there for: the rings of the callers' runtimes.
+#[cfg(feature = "tokio")]
+struct Others(Option<super::pump::Watch>);
+
+#[cfg(feature = "tokio")]
+impl Others {
+    fn new(foreground: bool) -> Others {
+        Others(foreground.then(super::pump::Watch::default))
+    }
+
+    /// Does what is due; how long the thread may sleep, if not for ever.
+    fn look(&mut self, mailbox: &Mailbox, shared: &Shared) -> Option<std::time::Duration> {
+        self.0.as_mut()?.look(shared, mailbox.take_nudge())
+    }
+
+    fn are_idle(&self, shared: &Shared) -> bool {
+        self.0.is_none() || shared.pumps.are_idle()
+    }
+}
+
+/// Without the feature `tokio` there are no other rings.
+#[cfg(not(feature = "tokio"))]
+struct Others;
+
+#[cfg(not(feature = "tokio"))]
+impl Others {
+    fn new(_: bool) -> Others {
+        Others
+    }
+
+    fn look(&self, _: &Mailbox, _: &Shared) -> Option<std::time::Duration> {
+        None
+    }
+
+    fn are_idle(&self, _: &Shared) -> bool {
+        true
     }
 }

@@ -7,7 +7,8 @@
 //!   `tokio-uring`, of the same make as the log lane.
 //!
 //! Operations are submitted only by these threads: the kernel drops what a thread had submitted
-//! when that thread exits, and a user's thread may exit at any time.
+//! when that thread exits, and a user's thread may exit at any time. The exception are reads that a
+//! multi-threaded tokio runtime waits for (`pump.rs`): a read can be repeated.
 //!
 //! # The rules, and what tests them
 //!
@@ -27,7 +28,7 @@
 //! | U12 little lockable memory | `without_lockable_memory`; nothing is registered |
 //! | U13 a file is closed after its last CQE | `everything_dropped_in_flight` |
 //! | U14 an unknown or repeated CQE is the end | `op::tests`, `a_broken_ring_fails_every_operation` |
-//! | U15 `unsafe` in one place, with reasons | `ring.rs` only; lints |
+//! | U15 `unsafe` in one place, with reasons | `ring.rs` and `shared.rs` only; lints |
 //!
 //! A child of `fork` has none of the threads and must not use an environment of its parent. The
 //! rings' memory is not mapped in it. Buffers are: marking them would cost a system call for each.
@@ -36,11 +37,18 @@
 pub(crate) mod background;
 mod driver;
 mod op;
+#[cfg(feature = "tokio")]
+mod pump;
 mod ring;
+#[cfg(feature = "tokio")]
+mod shared;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
+
+#[cfg(feature = "tokio")]
+pub(crate) use self::pump::Pumps;
 
 use crate::env::Lane;
 use crate::lane::Mailbox;
@@ -75,6 +83,9 @@ pub(crate) fn start(shared: &Arc<Shared>) -> Result<(Rings, Vec<&'static str>), 
     }
     if cfg!(feature = "tokio-uring") {
         features.push("tokio-uring");
+    }
+    if cfg!(feature = "tokio") {
+        features.push("tokio");
     }
     let Ok(lanes) = lanes.try_into() else { unreachable!("one mailbox for each of three lanes") };
     Ok((Rings { foreground, lanes }, features))
