@@ -182,7 +182,7 @@ mod version;
 mod vlog;
 
 pub use db::{
-    Batch, BatchCommit, DB, FilterStats, Get, GetFuture, IndexStats, IntoValue, KeyStream,
+    Batch, BatchCommit, Cursor, DB, FilterStats, Get, GetFuture, IndexStats, IntoValue, KeyStream,
     LevelStats, Pressure, RangeStream, SizeStream, Snapshot, Stats, ValueFileStats, ValueLogStats,
     Write, WriteFuture,
 };

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures::Stream;
 
+use super::cursor::Cursor;
 use super::stream::{Entry, RangeStream};
 use crate::error::Result;
 
@@ -30,6 +31,26 @@ impl KeyStream {
     /// Beside each key the length of its value in bytes, which is not read either.
     pub fn sizes(self) -> SizeStream {
         SizeStream { entries: self.entries }
+    }
+
+    /// As [`RangeStream::resume`].
+    ///
+    /// # Panics
+    ///
+    /// When keys were already taken.
+    pub fn resume(mut self, cursor: &Cursor) -> Self {
+        self.entries = self.entries.resume(cursor);
+        self
+    }
+
+    /// As [`RangeStream::cursor`].
+    pub fn cursor(&self) -> Cursor {
+        self.entries.cursor()
+    }
+
+    /// As [`RangeStream::seek`].
+    pub fn seek(&mut self, key: impl AsRef<[u8]>) {
+        self.entries.seek(key);
     }
 
     /// The next key, or `None` at the end.
@@ -75,6 +96,26 @@ pub struct SizeStream {
 }
 
 impl SizeStream {
+    /// As [`RangeStream::resume`].
+    ///
+    /// # Panics
+    ///
+    /// When items were already taken.
+    pub fn resume(mut self, cursor: &Cursor) -> Self {
+        self.entries = self.entries.resume(cursor);
+        self
+    }
+
+    /// As [`RangeStream::cursor`].
+    pub fn cursor(&self) -> Cursor {
+        self.entries.cursor()
+    }
+
+    /// As [`RangeStream::seek`].
+    pub fn seek(&mut self, key: impl AsRef<[u8]>) {
+        self.entries.seek(key);
+    }
+
     /// The next key and the length of its value, or `None` at the end.
     ///
     /// # Cancel safety

@@ -8,6 +8,7 @@
 mod background;
 mod collect;
 mod commit;
+mod cursor;
 mod flush;
 mod keys;
 mod log_task;
@@ -51,6 +52,7 @@ use state::ReadStates;
 use stats::Metrics;
 use throttle::Throttle;
 
+pub use cursor::Cursor;
 pub use keys::{KeyStream, SizeStream};
 pub use read::{Get, GetFuture};
 pub use snapshot::Snapshot;

@@ -6,7 +6,9 @@
 //!    needs more from a memtable or a version that is gone, it begins anew behind the last key it
 //!    gave out, in the present state.
 //! 3. Errors end the stream: after one the next item is `None`.
-//! 4. Values that have to be read from the value log are read side by side, ahead of the consumer:
+//! 4. `given` is the key of the last item given out while there are values in `ahead`, else `last`
+//!    is: where a [`Cursor`] goes on.
+//! 5. Values that have to be read from the value log are read side by side, ahead of the consumer:
 //!    the more the longer it goes on, within [`AHEAD_MAX`] values and [`AHEAD_BYTES_MAX`].
 
 use std::ops::Bound;
@@ -18,6 +20,7 @@ use bytes::Bytes;
 use futures::future::{BoxFuture, ready};
 use futures::stream::{FuturesOrdered, Stream, StreamExt};
 
+use super::cursor::Cursor;
 use super::keys::KeyStream;
 use super::state::ReadState;
 use super::values::{Look, pointer_of, unknown};
@@ -85,11 +88,15 @@ pub struct RangeStream {
     direction: Direction,
     left: usize,
     fill_cache: bool,
-    /// The last key taken from the cursor.
+    /// The last key taken from the reader.
     last: Option<Bytes>,
     state: State,
     /// The key before `last`.
     before: Option<Bytes>,
+    /// The last key given out, when it is not `last`.
+    given: Option<Bytes>,
+    /// Where to begin instead of at the start of the range.
+    from: Option<Bytes>,
     ahead: FuturesOrdered<Fetching>,
     /// The bytes of the values in `ahead` that are read.
     ahead_bytes: usize,
@@ -100,8 +107,8 @@ pub struct RangeStream {
 enum State {
     Fresh,
     Refused(Error),
-    Ready(Box<Cursor>),
-    Loading(BoxFuture<'static, (Box<Cursor>, Result<()>)>),
+    Ready(Box<Reader>),
+    Loading(BoxFuture<'static, (Box<Reader>, Result<()>)>),
     Done,
 }
 
@@ -109,12 +116,12 @@ enum State {
 enum Looked {
     Item(Item),
     Fetching(Fetching),
-    /// The cursor was made anew.
+    /// The reader was made anew.
     Again,
 }
 
 /// The merge of one read state.
-struct Cursor {
+struct Reader {
     merged: Visible,
     version: Arc<Version>,
     /// The generation of the state that it was built from.
@@ -150,6 +157,8 @@ impl RangeStream {
             fill_cache: true,
             last: None,
             before: None,
+            given: None,
+            from: None,
             state,
             ahead: FuturesOrdered::new(),
             ahead_bytes: 0,
@@ -161,12 +170,10 @@ impl RangeStream {
     ///
     /// # Panics
     ///
-    /// When items were already taken.
+    /// When items were already taken, or a cursor says where to begin.
     pub fn rev(mut self) -> Self {
-        assert!(
-            matches!(self.state, State::Fresh | State::Refused(_)),
-            "a stream is reversed before its first item"
-        );
+        let is_refused = matches!(self.state, State::Refused(_));
+        assert!(is_refused || self.is_fresh(), "a stream is reversed before its first item");
         self.direction = match self.direction {
             Direction::Forward => Direction::Reverse,
             Direction::Reverse => Direction::Forward,
@@ -177,8 +184,93 @@ impl RangeStream {
     /// Ends the stream after `count` more items.
     pub fn limit(mut self, count: usize) -> Self {
         self.left = count;
-        self.ahead_max = count.clamp(AHEAD_MIN, AHEAD_MAX);
+        self.ahead_max = self.first_ahead();
         self
+    }
+
+    /// How many values to read ahead before it is known that the stream goes on.
+    fn first_ahead(&self) -> usize {
+        if self.left == usize::MAX { AHEAD_MIN } else { self.left.clamp(AHEAD_MIN, AHEAD_MAX) }
+    }
+
+    /// Goes on behind the item at which `cursor` was taken, in the present state of the database.
+    /// A cursor from outside the range begins at its start, or finds nothing: it never leads out.
+    ///
+    /// The stream has to move the way the one did that the cursor is from; otherwise its first
+    /// item is an `InvalidArgument`.
+    ///
+    /// ```
+    /// # async fn page(db: &seerdb::DB, token: Option<&str>) -> seerdb::Result<String> {
+    /// let mut page = db.prefix("user/").limit(20);
+    /// if let Some(token) = token {
+    ///     page = page.resume(&token.parse()?);
+    /// }
+    /// while let Some((key, _)) = page.try_next().await? {
+    ///     println!("{}", key.escape_ascii());
+    /// }
+    /// Ok(page.cursor().to_string())
+    /// # }
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// When items were already taken.
+    pub fn resume(mut self, cursor: &Cursor) -> Self {
+        match self.state {
+            State::Refused(_) => return self,
+            _ => assert!(self.is_fresh(), "a stream is resumed before its first item"),
+        }
+        if cursor.direction() != self.direction {
+            let error = Error::invalid("the cursor is from a stream that moved the other way");
+            self.state = State::Refused(error);
+            return self;
+        }
+        self.last = cursor.key().map(Bytes::copy_from_slice);
+        self
+    }
+
+    /// Where the stream stands: behind the last item it gave out.
+    pub fn cursor(&self) -> Cursor {
+        let key = if self.ahead.is_empty() { &self.last } else { &self.given };
+        Cursor::new(self.direction, key.as_ref())
+    }
+
+    /// Moves to `key`, on or back: the next item is the first that is not before it, as the stream
+    /// moves, and lies in the range. The moment that the stream shows stays, and so does what is
+    /// left of its limit. A stream at its end, or ended by an error, may be moved likewise.
+    ///
+    /// ```
+    /// # async fn skip(db: &seerdb::DB) -> seerdb::Result<()> {
+    /// let mut events = db.prefix("event/");
+    /// events.seek("event/2026-11-");
+    /// let first_of_november = events.try_next().await?;
+    /// # let _ = first_of_november;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn seek(&mut self, key: impl AsRef<[u8]>) {
+        self.ahead = FuturesOrdered::new();
+        self.ahead_bytes = 0;
+        self.ahead_max = self.first_ahead();
+        (self.last, self.before, self.given) = (None, None, None);
+        if let Err(error) = check_key(key.as_ref()) {
+            self.state = State::Refused(error);
+            return;
+        }
+        self.from = Some(Bytes::copy_from_slice(key.as_ref()));
+        let generation = self.db.core().read_states.load().generation;
+        self.state = match std::mem::replace(&mut self.state, State::Done) {
+            State::Refused(error) => State::Refused(error),
+            State::Ready(mut reader) if reader.generation == generation => {
+                reader.merged.seek(self.start());
+                State::Ready(reader)
+            }
+            _ => State::Fresh,
+        };
+    }
+
+    fn is_fresh(&self) -> bool {
+        matches!(self.state, State::Fresh) && self.last.is_none() && self.from.is_none()
     }
 
     /// Only the keys: no value is read from the value log.
@@ -228,7 +320,10 @@ impl RangeStream {
                             self.left -= 1;
                             return Poll::Ready(Some(Ok(item)));
                         }
-                        Ok(Looked::Fetching(fetching)) => self.ahead.push_back(fetching),
+                        Ok(Looked::Fetching(fetching)) => {
+                            self.given = self.before.clone();
+                            self.ahead.push_back(fetching);
+                        }
                         Ok(Looked::Again) => continue,
                         Err(error) => return Poll::Ready(Some(Err(self.end(error)))),
                     },
@@ -244,15 +339,20 @@ impl RangeStream {
             if planted!(SkipUnreadableValue) && value.is_err() {
                 continue;
             }
+            let value = match value {
+                Ok(value) => value,
+                Err(error) => return Poll::Ready(Some(Err(self.end(error)))),
+            };
             self.left -= 1;
-            let item = value.map(|value| (key, value)).map_err(|error| self.end(error));
-            return Poll::Ready(Some(item));
+            self.given = Some(key.clone());
+            return Poll::Ready(Some(Ok((key, value))));
         }
     }
 
     /// Ends the stream with an error.
     fn end(&mut self, error: Error) -> Error {
         self.state = State::Done;
+        self.last = self.given.take();
         self.ahead = FuturesOrdered::new();
         self.ahead_bytes = 0;
         error
@@ -298,10 +398,10 @@ impl RangeStream {
             return Ok(Looked::Item((key, value)));
         }
         let core = self.db.core();
-        let State::Ready(cursor) = &self.state else {
-            unreachable!("the entry came from a cursor that is ready");
+        let State::Ready(reader) = &self.state else {
+            unreachable!("the entry came from a reader that is ready");
         };
-        match core.look_up(&cursor.version, &key, trailer.seqno(), &value, self.fill_cache)? {
+        match core.look_up(&reader.version, &key, trailer.seqno(), &value, self.fill_cache)? {
             Look::Value(value) => Ok(Looked::Item((key, value))),
             Look::Disk(distant) => {
                 let bytes = distant.bytes();
@@ -309,11 +409,11 @@ impl RangeStream {
                 self.ahead_bytes += bytes;
                 Ok(Looked::Fetching(Box::pin(async move { (key, bytes, fetching.await) })))
             }
-            Look::Unknown if core.read_states.load().generation == cursor.generation => {
+            Look::Unknown if core.read_states.load().generation == reader.generation => {
                 Err(unknown(&pointer_of(&value)))
             }
             Look::Unknown => {
-                // The segment was begun after the cursor was made: the entry comes again.
+                // The segment was begun after the reader was made: the entry comes again.
                 self.last = self.before.take();
                 self.state = State::Ready(self.build());
                 Ok(Looked::Again)
@@ -331,24 +431,24 @@ impl RangeStream {
                     Ok(()) => self.state = State::Ready(self.build()),
                     Err(error) => return Poll::Ready(Some(Err(error))),
                 },
-                State::Ready(mut cursor) => match cursor.merged.step() {
+                State::Ready(mut reader) => match reader.merged.step() {
                     Step::End => return Poll::Ready(None),
                     Step::Item { key, trailer, value } => {
                         if self.is_beyond(&key) {
                             return Poll::Ready(None);
                         }
                         self.before = self.last.replace(key.clone());
-                        self.state = State::Ready(cursor);
+                        self.state = State::Ready(reader);
                         return Poll::Ready(Some(Ok(Entry { key, trailer, value })));
                     }
-                    Step::Blocked => self.state = self.unblock(cursor),
+                    Step::Blocked => self.state = self.unblock(reader),
                 },
                 State::Loading(mut loading) => match loading.as_mut().poll(cx) {
                     Poll::Pending => {
                         self.state = State::Loading(loading);
                         return Poll::Pending;
                     }
-                    Poll::Ready((cursor, Ok(()))) => self.state = State::Ready(cursor),
+                    Poll::Ready((reader, Ok(()))) => self.state = State::Ready(reader),
                     Poll::Ready((_, Err(error))) => return Poll::Ready(Some(Err(error))),
                 },
             }
@@ -367,36 +467,54 @@ impl RangeStream {
     }
 
     /// Begins anew when the state has changed, else waits for the disk.
-    fn unblock(&self, mut cursor: Box<Cursor>) -> State {
+    fn unblock(&self, mut reader: Box<Reader>) -> State {
         let core = self.db.core();
         if let Err(error) = core.check_open() {
             return State::Refused(error);
         }
-        if core.read_states.load().generation != cursor.generation {
+        if core.read_states.load().generation != reader.generation {
             return State::Ready(self.build());
         }
         State::Loading(Box::pin(async move {
-            let result = cursor.merged.load().await;
-            (cursor, result)
+            let result = reader.merged.load().await;
+            (reader, result)
         }))
     }
 
     /// A merge over the present state, in front of the next key to give out.
-    fn build(&self) -> Box<Cursor> {
+    fn build(&self) -> Box<Reader> {
         let core = self.db.core();
         let state = core.read_states.load_full();
         let sources = self.sources(core, &state);
         let merge = Merge::new(sources, self.direction);
         let mut merged = Visible::new(merge, self.direction, self.pin.seqno());
-        let start = match (&self.last, self.direction) {
-            (Some(last), _) if planted!(RepeatAfterRestart) => Bound::Included(last),
-            (Some(last), _) => Bound::Excluded(last),
-            (None, Direction::Forward) => self.lower.as_ref(),
-            (None, Direction::Reverse) => self.upper.as_ref(),
-        };
-        merged.seek(start.map(|key| key.as_ref()));
+        merged.seek(self.start());
         let (version, generation) = (state.version.clone(), state.generation);
-        Box::new(Cursor { merged, version, generation })
+        Box::new(Reader { merged, version, generation })
+    }
+
+    /// Where the next key to give out may be: within the range, whatever was sought or resumed.
+    fn start(&self) -> Bound<&[u8]> {
+        let wanted = match (&self.last, &self.from) {
+            (Some(last), _) if planted!(RepeatAfterRestart) => Bound::Included(&**last),
+            (Some(last), _) => Bound::Excluded(&**last),
+            (None, Some(from)) => Bound::Included(&**from),
+            (None, None) => Bound::Unbounded,
+        };
+        let edge = match self.direction {
+            Direction::Forward => &self.lower,
+            Direction::Reverse => &self.upper,
+        };
+        let edge = edge.as_ref().map(|key| &**key);
+        let (Bound::Included(key) | Bound::Excluded(key)) = wanted else { return edge };
+        let is_outside = match (edge, self.direction) {
+            (Bound::Unbounded, _) => false,
+            (Bound::Included(edge), Direction::Forward) => key < edge,
+            (Bound::Excluded(edge), Direction::Forward) => key <= edge,
+            (Bound::Included(edge), Direction::Reverse) => key > edge,
+            (Bound::Excluded(edge), Direction::Reverse) => key >= edge,
+        };
+        if is_outside { edge } else { wanted }
     }
 
     fn sources(&self, core: &Core, state: &ReadState) -> Vec<Box<dyn Source>> {

@@ -3,7 +3,7 @@
 use std::ops::Bound::{self, Excluded, Included, Unbounded};
 
 use futures::{FutureExt, StreamExt};
-use seerdb::{DB, ErrorKind};
+use seerdb::{Cursor, DB, ErrorKind};
 
 use crate::common::{collect, keys, noise, open, plain, run, stream_kind, tiny};
 
@@ -197,6 +197,67 @@ fn a_stream_dropped_midway_lets_the_database_go_on() {
     drop(stream);
     assert_eq!(db.stats().snapshots, 0);
     assert_eq!(collect(db.iter()).len(), 200);
+}
+
+#[test]
+fn a_stream_moves_to_a_key() {
+    everywhere(&["a", "b", "d", "e"], |db| {
+        let mut stream = db.range("b".."e");
+        for (to, expected) in [("c", "d"), ("a", "b"), ("d", "d"), ("", "b")] {
+            stream.seek(to);
+            assert_eq!(run(stream.next()).unwrap().unwrap().0, expected, "to {to:?}");
+        }
+        stream.seek("e");
+        assert!(run(stream.next()).is_none(), "the end of the range stays");
+        stream.seek("b");
+        assert_eq!(keys(stream), ["b", "d"], "from its end back");
+        let mut stream = db.range("b".."e").rev();
+        for (to, expected) in [("c", "b"), ("z", "d"), ("d", "d")] {
+            stream.seek(to);
+            assert_eq!(run(stream.next()).unwrap().unwrap().0, expected, "to {to:?} in reverse");
+        }
+        let mut stream = db.iter().limit(3);
+        run(stream.next()).unwrap().unwrap();
+        stream.seek("a");
+        assert_eq!(keys(stream), ["a", "b"], "the limit goes on");
+        let mut only = db.iter().keys();
+        only.seek("d");
+        assert_eq!(run(only.try_next()).unwrap().unwrap(), "d");
+        let mut stream = db.iter();
+        stream.seek([0; 70_000]);
+        assert_eq!(stream_kind(stream), ErrorKind::InvalidArgument);
+    });
+}
+
+#[test]
+fn pages_go_on_where_a_cursor_was_taken() {
+    everywhere(&["k/1", "k/2", "k/3", "l/1"], |db| {
+        for (reverse, expected) in [(false, ["k/1", "k/2", "k/3"]), (true, ["k/3", "k/2", "k/1"])] {
+            let page = || if reverse { db.prefix("k/").rev() } else { db.prefix("k/") };
+            let (mut token, mut found) = (page().cursor().to_string(), Vec::new());
+            for _ in 0..4 {
+                let mut page = page().limit(1).keys().resume(&token.parse().unwrap());
+                if let Some(key) = run(page.try_next()).unwrap() {
+                    found.push(String::from_utf8(key.to_vec()).unwrap());
+                }
+                token = page.cursor().to_string();
+            }
+            assert_eq!(found, expected);
+        }
+        let at = |key: &str| {
+            let mut stream = db.iter();
+            stream.seek(key);
+            run(stream.next()).unwrap().unwrap();
+            stream.cursor()
+        };
+        assert_eq!(at("k/2").key(), Some(&b"k/2"[..]));
+        // A cursor of another range does not lead out of this one.
+        assert_eq!(keys(db.range("k/2".."l/1").resume(&at("k/1"))), ["k/2", "k/3"]);
+        assert_eq!(keys(db.prefix("k/").resume(&at("l/1"))), Vec::<String>::new());
+        let other_way = db.iter().rev().resume(&at("k/2"));
+        assert_eq!(stream_kind(other_way), ErrorKind::InvalidArgument);
+        assert_eq!("x".parse::<Cursor>().unwrap_err().kind(), ErrorKind::InvalidArgument);
+    });
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{Either, join_all, select};
-use seerdb::{DB, Durability, Env, ErrorKind, SeqNo, Snapshot, WriteFuture};
+use seerdb::{Cursor, DB, Durability, Env, ErrorKind, SeqNo, Snapshot, WriteFuture};
 
 use crate::held::{Check, Held, ensure, shown_value};
 use crate::ops::{Case, Change, Key, Op, Opts, Scan, Span, filled};
@@ -153,6 +153,13 @@ impl<'a> World<'a> {
                 Some(held) => held.take(usize::from(*count), *polled).await,
                 None => Ok(()),
             },
+            Op::StreamSeek(slot, key) => {
+                if let Some(held) = pick(&mut self.streams, *slot) {
+                    held.seek(&key.bytes());
+                }
+                Ok(())
+            }
+            Op::Pages(slot, scan, page) => self.pages(*slot, scan, *page).await,
             Op::StreamDrop(slot) => {
                 remove(&mut self.streams, *slot);
                 Ok(())
@@ -316,7 +323,34 @@ impl<'a> World<'a> {
     fn stream(&self, slot: Option<u8>, scan: &Scan) -> Held {
         let snapshot = slot.and_then(|slot| pick_ref(&self.snapshots, slot));
         let at = snapshot.map_or(self.model.last, Snapshot::seqno);
-        Held::new(scan.stream(self.db(), snapshot), self.model.scan(scan, at))
+        let all = self.model.scan(&scan.unlimited(), at);
+        Held::new(scan.stream(self.db(), snapshot), scan, all)
+    }
+
+    /// Reads a range page by page.
+    async fn pages(&self, slot: Option<u8>, scan: &Scan, page: u8) -> Check {
+        let snapshot = slot.and_then(|slot| pick_ref(&self.snapshots, slot));
+        let at = snapshot.map_or(self.model.last, Snapshot::seqno);
+        let Some(expected) = self.model.scan(&scan.unlimited(), at) else { return Ok(()) };
+        let mut found = Vec::new();
+        let mut token = scan.stream(self.db(), snapshot).cursor().to_string();
+        loop {
+            let cursor: Cursor = token.parse().map_err(|e| format!("the cursor {token}: {e}"))?;
+            let stream = scan.unlimited().stream(self.db(), snapshot).limit(usize::from(page));
+            let mut stream = stream.resume(&cursor);
+            let before = found.len();
+            while let Some((key, value)) =
+                stream.try_next().await.map_err(|e| format!("a page: {e}"))?
+            {
+                found.push((key.to_vec(), value));
+            }
+            token = stream.cursor().to_string();
+            if found.len() - before < usize::from(page) {
+                break;
+            }
+        }
+        ensure!(found == expected, "pages have {} items, not {}", found.len(), expected.len());
+        Ok(())
     }
 
     async fn snapshot(&mut self, op: &Op) -> Check {
@@ -473,10 +507,12 @@ impl<'a> World<'a> {
     async fn check_snapshot(&self, snapshot: &Snapshot) -> Check {
         let at = snapshot.seqno();
         let mut scan = Scan { span: Span::All, reverse: false, limit: None, fill_cache: true };
-        Held::new(snapshot.iter(), self.model.scan(&scan, at)).take(usize::MAX, false).await?;
+        let all = self.model.scan(&scan, at);
+        Held::new(snapshot.iter(), &scan, all).take(usize::MAX, false).await?;
         scan.reverse = true;
         let stream = snapshot.iter().rev();
-        Held::new(stream, self.model.scan(&scan, at)).take(usize::MAX, false).await?;
+        let all = self.model.scan(&scan, at);
+        Held::new(stream, &scan, all).take(usize::MAX, false).await?;
         for key in self.model.keys() {
             let found = snapshot.get(key).await;
             self.compare(key, found, at)?;

@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 use futures::FutureExt;
-use seerdb::{ErrorKind, RangeStream};
+use seerdb::{Cursor, ErrorKind, RangeStream};
 
+use crate::ops::Scan;
 use crate::oracle::Item;
 
 /// What went wrong, if anything.
@@ -22,14 +23,48 @@ pub(crate) use ensure;
 /// A stream and what it still has to yield.
 pub(crate) struct Held {
     stream: RangeStream,
-    /// `None` when the range is refused.
-    expected: Option<std::vec::IntoIter<Item>>,
+    /// All items of its range, as it moves; `None` when the range is refused.
+    all: Option<Vec<Item>>,
+    reverse: bool,
+    /// The index of the next item.
+    next: usize,
+    /// What its limit leaves.
+    left: usize,
+    /// The last key that it yielded since it was made or moved.
+    last: Option<Vec<u8>>,
     is_done: bool,
 }
 
 impl Held {
-    pub(crate) fn new(stream: RangeStream, expected: Option<Vec<Item>>) -> Held {
-        Held { stream, expected: expected.map(Vec::into_iter), is_done: false }
+    /// `all` is what the stream would yield without the limit of `scan`.
+    pub(crate) fn new(stream: RangeStream, scan: &Scan, all: Option<Vec<Item>>) -> Held {
+        let left = scan.limit.map_or(usize::MAX, usize::from);
+        Held { stream, all, reverse: scan.reverse, next: 0, left, last: None, is_done: false }
+    }
+
+    /// Moves the stream to `key`.
+    pub(crate) fn seek(&mut self, key: &[u8]) {
+        self.stream.seek(key);
+        if let Some(all) = &self.all {
+            let is_before = |item: &Item| match self.reverse {
+                false => item.0.as_slice() < key,
+                true => item.0.as_slice() > key,
+            };
+            self.next = all.partition_point(is_before);
+            self.is_done = false;
+        }
+        self.last = None;
+    }
+
+    /// The cursor stands behind what was yielded, whatever was read ahead.
+    fn check_cursor(&self) -> Check {
+        let cursor = self.stream.cursor();
+        let same = cursor.key() == self.last.as_deref();
+        ensure!(same, "a cursor is at {cursor:?} instead of {:?}", self.last);
+        let text = cursor.to_string();
+        let read = text.parse::<Cursor>();
+        ensure!(read.as_ref().ok() == Some(&cursor), "the cursor {cursor:?} is read as {read:?}");
+        Ok(())
     }
 
     /// Takes up to `count` items; with `polled` a `next` is polled once and dropped before each.
@@ -41,6 +76,9 @@ impl Held {
                 return Ok(());
             }
             let early = if polled { self.stream.next().now_or_never() } else { None };
+            if early.is_none() {
+                self.check_cursor()?;
+            }
             let found = match early {
                 Some(found) => found,
                 None => self.stream.next().await,
@@ -51,22 +89,27 @@ impl Held {
     }
 
     fn compare(&mut self, found: Option<seerdb::Result<(Bytes, Bytes)>>) -> Check {
-        let Some(expected) = &mut self.expected else {
+        let Some(all) = &self.all else {
             self.is_done = true;
             let refused = matches!(&found, Some(Err(e)) if e.kind() == ErrorKind::InvalidArgument);
             ensure!(refused, "an inverted range yields {}", shown(&found));
             return Ok(());
         };
-        let wanted = expected.next();
+        let wanted = all.get(self.next).filter(|_| self.left > 0).cloned();
         self.is_done = wanted.is_none();
         let same = match (&found, &wanted) {
             (None, None) => true,
             (Some(Ok((key, value))), Some(wanted)) => *key == wanted.0 && *value == wanted.1,
             _ => false,
         };
+        if let Some((key, _)) = &wanted {
+            self.last = Some(key.clone());
+            self.next += 1;
+            self.left -= 1;
+        }
         let wanted = wanted.map(|(key, value)| Ok((Bytes::from(key), value)));
         ensure!(same, "a stream yields {} instead of {}", shown(&found), shown(&wanted));
-        Ok(())
+        self.check_cursor()
     }
 
     /// The database was closed: what is still yielded must be right, then comes `Closed`.

@@ -93,6 +93,11 @@ pub(crate) struct Scan {
 }
 
 impl Scan {
+    /// The same range in the same direction to its end.
+    pub(crate) fn unlimited(&self) -> Scan {
+        Scan { limit: None, ..self.clone() }
+    }
+
     /// The stream of the present, or of a snapshot.
     pub(crate) fn stream(&self, db: &DB, snapshot: Option<&Snapshot>) -> RangeStream {
         let stream = match (snapshot, &self.span) {
@@ -135,6 +140,11 @@ pub(crate) enum Op {
     Stream(Option<u8>, Scan),
     /// Takes items from a held stream; `true` drops a `next` of each item midway first.
     StreamTake(u8, u8, bool),
+    /// Moves a held stream.
+    StreamSeek(u8, Key),
+    /// Reads a range page by page, each from the cursor of the one before as a client would send
+    /// it; of a snapshot if a slot is given.
+    Pages(Option<u8>, Scan, u8),
     StreamDrop(u8),
     Flush,
     WaitDurable,
@@ -336,6 +346,9 @@ fn reads() -> impl Strategy<Value = Op> {
             .prop_map(|(slot, scan)| Op::Stream(slot, scan)),
         8 => (slot(), 0u8..8, any::<bool>())
             .prop_map(|(slot, count, drop)| Op::StreamTake(slot, count, drop)),
+        3 => (slot(), key()).prop_map(|(slot, key)| Op::StreamSeek(slot, key)),
+        2 => (prop::option::weighted(0.3, slot()), scan(), 1u8..8)
+            .prop_map(|(slot, scan, page)| Op::Pages(slot, scan, page)),
         1 => slot().prop_map(Op::StreamDrop),
     ]
 }

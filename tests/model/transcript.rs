@@ -105,6 +105,18 @@ impl Player<'_> {
                 }
             }
             Op::StreamTake(slot, count, polled) => self.take(*slot, *count, *polled).await,
+            Op::StreamSeek(slot, key) => {
+                if let Some(stream) = pick(&mut self.streams, *slot) {
+                    stream.seek(key.bytes());
+                }
+            }
+            Op::Pages(slot, scan, page) => {
+                let first = self.stream(*slot, scan).limit(usize::from(*page));
+                let cursor = first.cursor();
+                self.drain(first).await;
+                let again = self.stream(*slot, scan).limit(usize::from(*page)).resume(&cursor);
+                self.drain(again).await;
+            }
             Op::StreamDrop(slot) => drop(remove(&mut self.streams, *slot)),
             Op::Snapshot
             | Op::SnapshotGet(..)
