@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn the_text_is_pinned() {
         let texts: Vec<_> = all().iter().take(2).map(ToString::to_string).collect();
-        assert_eq!(texts, ["BC1xVeg", "Amunz5dR"]);
+        assert_eq!(texts, ["BE7E55U", "Amtlf2su"]);
     }
 
     #[test]
