@@ -27,6 +27,7 @@
 //! 4. Padding is never read, never trusted.
 //! 5. A lag that does not fit says that nothing is known to be durable: less than is true.
 
+use seerdb_io::BUF_ALIGN;
 use smallvec::SmallVec;
 
 use crate::codec::{Cursor, Sink, crc32c, crc32c_append};
@@ -99,6 +100,23 @@ impl Header {
         }
         out.put_u32(header_crc(&out, id, position));
         out.into_inner().expect("the fields above add up to HEADER_BYTES")
+    }
+
+    /// The header that these bytes at `position` would be elsewhere in the first `file_bytes` of
+    /// the file `id`: that of a write that went astray, whole units away from its place.
+    pub(crate) fn decode_strayed(
+        bytes: &[u8],
+        id: FileId,
+        position: u64,
+        file_bytes: u64,
+    ) -> Option<Header> {
+        let unit = BUF_ALIGN as u64;
+        let places = (position % unit..file_bytes).step_by(BUF_ALIGN);
+        let header = places.filter(|place| *place != position).find_map(|place| {
+            let header = Header::decode(bytes, id, place)?;
+            (place + u64::from(header.span) <= file_bytes).then_some(header)
+        });
+        header.filter(|header| header.kind != RecordType::Edit)
     }
 
     /// The header at `position` of the file `id`, if these bytes are one.
@@ -216,6 +234,21 @@ mod tests {
         assert!(!header.matches(chain_start(ID), b"paylOad"));
         assert!(!header.matches(0, b"payload"));
         assert_eq!(header.last_seqno(), 11);
+    }
+
+    #[test]
+    fn a_header_that_strayed_is_known_by_its_own_place() {
+        let header = sample();
+        let strayed = |place, position, file_bytes| {
+            Header::decode_strayed(&header.encode(ID, place), ID, position, file_bytes)
+        };
+        assert_eq!(strayed(8192, 4096, 32768), Some(header));
+        assert_eq!(strayed(4100, 28676, 32768), Some(header));
+        assert_eq!(strayed(4096, 4096, 32768), None, "that is its place");
+        assert_eq!(strayed(8192, 4097, 32768), None, "writes stray by whole units");
+        assert_eq!(strayed(8192, 4096, 8192 + 40), None, "it does not fit there");
+        let other = FileId { salt: 1, ..ID };
+        assert_eq!(Header::decode_strayed(&header.encode(ID, 0), other, 4096, 32768), None);
     }
 
     #[test]

@@ -195,7 +195,8 @@ impl Reader {
     }
 
     /// Searches the rest of the segment for valid headers: whether there is one that is not older
-    /// than `from`, and the offset of one that calls `from` durable.
+    /// than `from`, and the offset of one that calls `from` durable. A header that belongs to
+    /// another place says as much: its write went astray, and onto the record that is missed.
     pub(super) async fn search(&mut self, from: SeqNo) -> Result<(bool, Option<u64>)> {
         let mut found = false;
         if planted!(StopAtBadRecord) || planted!(ZerosArePadding) && self.is_at_zeros() {
@@ -207,8 +208,9 @@ impl Reader {
             let last_chunk = self.base + self.window.len() as u64 >= self.file_bytes;
             for at in record::candidates(&self.window, self.at) {
                 let bytes = self.window.get(at..).unwrap_or_default();
-                let Some(header) = Header::decode(bytes, self.segment.id, self.offset_of(at))
-                else {
+                let (id, place) = (self.segment.id, self.offset_of(at));
+                let strayed = || Header::decode_strayed(bytes, id, place, self.file_bytes);
+                let Some(header) = Header::decode(bytes, id, place).or_else(strayed) else {
                     continue;
                 };
                 // At the very place of the gap stands the record that failed: its header is no

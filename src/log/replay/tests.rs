@@ -214,6 +214,24 @@ fn a_bad_record_is_damage_when_a_later_one_calls_it_durable_and_a_torn_tail_othe
     }
 }
 
+/// It was taken for a torn tail: a write that went astray onto the one before it left nothing of
+/// either at its place, and no later record to tell of them.
+#[test]
+fn a_write_that_strayed_onto_the_one_before_it_tells_that_it_was_durable() {
+    for (behind, expected) in [(1, Err(2)), (2, Ok(1))] {
+        let mut log = Log::new(true, SEGMENT_BYTES);
+        for seqno in 1..=3 {
+            log.commit(100, SeqNo::saturating_sub(seqno, behind));
+        }
+        let ((number, second), (_, third)) = (log.places[1], log.places[2]);
+        let strayed = log.poke(number, third, &[0; UNIT]);
+        log.poke(number, second, &strayed);
+        let found = log.replay(0).map(|(last, _)| last);
+        let expected = expected.map_err(|_| (name(number), second));
+        assert_eq!(found, expected, "a record calls durable what is {behind} before it");
+    }
+}
+
 /// It was taken: its second half would have entered a table beside the first one, and the version
 /// of both would have contradicted itself, which is a panic.
 #[test]
