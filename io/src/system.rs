@@ -210,9 +210,12 @@ impl System {
 
     /// Lets the threads end; `stop` does not wait until the tasks of the lanes rest.
     pub(crate) fn close(&self, stop: bool) {
-        // First, so that nothing starts there behind the back of the thread that watches them.
+        // First, so that nothing starts there behind the back of the thread that watches them. In
+        // a forked child their locks may be held by threads that it does not have.
         #[cfg(all(target_os = "linux", not(seerdb_no_uring), feature = "tokio"))]
-        self.shared.pumps.close();
+        if !self.shared.is_forked() {
+            self.shared.pumps.close();
+        }
         for mailbox in self.lanes.iter().chain(&self.foreground) {
             mailbox.close(stop);
         }

@@ -16,6 +16,7 @@
 //! 4. No waker is called, and the kernel is not entered, under a lock.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -48,7 +49,8 @@ pub(crate) struct Pumps {
 #[derive(Default)]
 struct Table {
     closed: bool,
-    /// A runtime without a pump is one that can have none.
+    /// A runtime without a pump is one that can have none. What has ended is taken out: another
+    /// runtime may get its number.
     pumps: Vec<(Id, Option<Arc<Pump>>)>,
 }
 
@@ -60,6 +62,8 @@ pub(crate) struct Pump {
     /// The thread of the foreground ring.
     watcher: Arc<Mailbox>,
     shared: Weak<Shared>,
+    /// A thread of the runtime may not submit.
+    is_refused: AtomicBool,
 }
 
 impl Pumps {
@@ -129,8 +133,12 @@ impl Pumps {
     /// Lets go a ring that is through.
     fn forget(&self, id: Id) {
         let mut table = self.table.write();
-        let pump = table.pumps.iter_mut().find(|(of, _)| *of == id);
-        let forgotten = pump.and_then(|(_, pump)| pump.take());
+        let Some(place) = table.pumps.iter().position(|(of, _)| *of == id) else { return };
+        let (_, forgotten) = table.pumps.swap_remove(place);
+        // Order: Relaxed, it was set before the ring was closed, under its lock.
+        if forgotten.as_ref().is_some_and(|pump| pump.is_refused.load(Ordering::Relaxed)) {
+            table.pumps.push((id, None));
+        }
         drop(table);
         drop(forgotten);
     }
@@ -217,6 +225,7 @@ impl Pump {
             task: AtomicWaker::new(),
             watcher: Arc::clone(watcher),
             shared: Arc::downgrade(shared),
+            is_refused: AtomicBool::new(false),
         });
         let running = Running(Arc::clone(&pump));
         drop(runtime.spawn(async move {
@@ -275,6 +284,7 @@ impl Pump {
     /// The current thread may not submit. A worker may be confined further than the process, so
     /// only a refusal to the thread that watches is the end of the ring.
     fn refused(&self, e: &std::io::Error, watcher: Option<&Shared>) {
+        self.is_refused.store(true, Ordering::Relaxed);
         self.ring.close();
         match watcher {
             Some(shared) => self.fail(shared, &format!("io_uring_enter: {e}")),
