@@ -2,8 +2,8 @@
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 1 | version and direction: 2 forward, 3 reverse; with 2 added, in front of the first item |
-//! | n | the key behind which to go on |
+//! | 1 | version and direction: 2 forward, 3 reverse; and 0, 2 or 4: see the key |
+//! | n | 0: the key behind which to go on; 2: none, at the first item; 4: the key at which to begin |
 //! | 4 | CRC32C of all before, little-endian |
 //!
 //! Its text is that in URL-safe base64 without padding.
@@ -13,6 +13,7 @@
 //!    and a token cannot lead out of it. So a client may hold one, and may make one up.
 
 use std::fmt;
+use std::ops::Bound;
 use std::str::FromStr;
 
 use base64::Engine;
@@ -26,6 +27,7 @@ use crate::key::check_key;
 const FORWARD: u8 = 2;
 const REVERSE: u8 = 3;
 const FRESH: u8 = 2;
+const SOUGHT: u8 = 4;
 const SUM_BYTES: usize = 4;
 
 /// Where a stream stands; made by [`crate::RangeStream::cursor`], used by
@@ -36,22 +38,30 @@ const SUM_BYTES: usize = 4;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
     direction: Direction,
-    key: Option<Bytes>,
+    /// Where to begin: behind the last item, or at the key that was sought.
+    start: Bound<Bytes>,
 }
 
 impl Cursor {
-    pub(super) fn new(direction: Direction, key: Option<&Bytes>) -> Self {
+    pub(super) fn new(direction: Direction, start: Bound<&Bytes>) -> Self {
         // A copy: the stream's keys share memory with their neighbours.
-        Cursor { direction, key: key.map(|key| Bytes::copy_from_slice(key)) }
+        Cursor { direction, start: start.map(|key| Bytes::copy_from_slice(key)) }
     }
 
     pub(super) fn direction(&self) -> Direction {
         self.direction
     }
 
+    pub(super) fn start(&self) -> &Bound<Bytes> {
+        &self.start
+    }
+
     /// The key of the last item, if there was one.
     pub fn key(&self) -> Option<&[u8]> {
-        self.key.as_deref()
+        match &self.start {
+            Bound::Excluded(key) => Some(key),
+            Bound::Included(_) | Bound::Unbounded => None,
+        }
     }
 
     fn to_bytes(&self) -> Vec<u8> {
@@ -59,8 +69,13 @@ impl Cursor {
             Direction::Forward => FORWARD,
             Direction::Reverse => REVERSE,
         };
-        let mut bytes = vec![direction + if self.key.is_none() { FRESH } else { 0 }];
-        bytes.extend_from_slice(self.key().unwrap_or_default());
+        let (kind, key) = match &self.start {
+            Bound::Excluded(key) => (0, &key[..]),
+            Bound::Unbounded => (FRESH, &[][..]),
+            Bound::Included(key) => (SOUGHT, &key[..]),
+        };
+        let mut bytes = vec![direction + kind];
+        bytes.extend_from_slice(key);
         bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
         bytes
     }
@@ -71,18 +86,15 @@ impl Cursor {
             return None;
         }
         let (head, key) = body.split_first()?;
-        let direction = |forward| if forward { Direction::Forward } else { Direction::Reverse };
-        match *head {
-            FORWARD | REVERSE => {
-                check_key(key).ok()?;
-                let key = Some(Bytes::copy_from_slice(key));
-                Some(Cursor { direction: direction(*head == FORWARD), key })
-            }
-            head if key.is_empty() && [FORWARD, REVERSE].contains(&head.wrapping_sub(FRESH)) => {
-                Some(Cursor { direction: direction(head - FRESH == FORWARD), key: None })
-            }
-            _ => None,
-        }
+        check_key(key).ok()?;
+        let direction = if head % 2 == 0 { Direction::Forward } else { Direction::Reverse };
+        let start = match head.checked_sub(FORWARD)? & !1 {
+            0 => Bound::Excluded(Bytes::copy_from_slice(key)),
+            FRESH if key.is_empty() => Bound::Unbounded,
+            SOUGHT => Bound::Included(Bytes::copy_from_slice(key)),
+            _ => return None,
+        };
+        Some(Cursor { direction, start })
     }
 }
 
@@ -118,11 +130,15 @@ mod tests {
             Some(&[7; 5000][..]),
         ];
         let both = [Direction::Forward, Direction::Reverse];
-        let cursor = |direction, key: Option<&[u8]>| Cursor {
-            direction,
-            key: key.map(Bytes::copy_from_slice),
+        let starts = |key: Option<&[u8]>| match key.map(Bytes::copy_from_slice) {
+            None => vec![Bound::Unbounded],
+            Some(key) => vec![Bound::Excluded(key.clone()), Bound::Included(key)],
         };
-        both.iter().flat_map(|&d| keys.map(|key| cursor(d, key))).collect()
+        let starts: Vec<_> = keys.into_iter().flat_map(starts).collect();
+        let cursors = both.map(|direction| {
+            starts.iter().map(move |start| Cursor { direction, start: start.clone() })
+        });
+        cursors.into_iter().flatten().collect()
     }
 
     #[test]
@@ -142,7 +158,7 @@ mod tests {
 
     #[test]
     fn damaged_text_is_refused() {
-        for cursor in all().iter().filter(|cursor| cursor.key().is_none_or(|k| k.len() < 100)) {
+        for cursor in all().iter().filter(|cursor| cursor.to_string().len() < 100) {
             let text = cursor.to_string();
             for at in 0..text.len() {
                 assert!(text[..at].parse::<Cursor>().is_err(), "{text} cut at {at}");
@@ -158,7 +174,7 @@ mod tests {
             URL_SAFE_NO_PAD.encode(bytes).parse::<Cursor>()
         };
         assert!(with(b"\x02k").is_ok());
-        for bytes in [&b""[..], b"\x04k", b"\x05k", b"\x01k", b"\x06", b"\xffk"] {
+        for bytes in [&b""[..], b"\x04k", b"\x05k", b"\x01k", b"\x08", b"\xffk"] {
             assert!(with(bytes).is_err(), "{bytes:?}");
         }
         assert!(with(&[2; (64 << 10) + 2]).is_err(), "longer than any key");

@@ -33,16 +33,6 @@ impl KeyStream {
         SizeStream { entries: self.entries }
     }
 
-    /// As [`RangeStream::resume`].
-    ///
-    /// # Panics
-    ///
-    /// When keys were already taken.
-    pub fn resume(mut self, cursor: &Cursor) -> Self {
-        self.entries = self.entries.resume(cursor);
-        self
-    }
-
     /// As [`RangeStream::cursor`].
     pub fn cursor(&self) -> Cursor {
         self.entries.cursor()
@@ -96,16 +86,6 @@ pub struct SizeStream {
 }
 
 impl SizeStream {
-    /// As [`RangeStream::resume`].
-    ///
-    /// # Panics
-    ///
-    /// When items were already taken.
-    pub fn resume(mut self, cursor: &Cursor) -> Self {
-        self.entries = self.entries.resume(cursor);
-        self
-    }
-
     /// As [`RangeStream::cursor`].
     pub fn cursor(&self) -> Cursor {
         self.entries.cursor()

@@ -225,14 +225,23 @@ impl RangeStream {
             self.state = State::Refused(error);
             return self;
         }
-        self.last = cursor.key().map(Bytes::copy_from_slice);
+        match cursor.start().clone() {
+            Bound::Excluded(key) => self.last = Some(key),
+            Bound::Included(key) => self.from = Some(key),
+            Bound::Unbounded => {}
+        }
         self
     }
 
-    /// Where the stream stands: behind the last item it gave out.
+    /// Where the stream stands: behind the last item it gave out, or where it was moved to since.
     pub fn cursor(&self) -> Cursor {
-        let key = if self.ahead.is_empty() { &self.last } else { &self.given };
-        Cursor::new(self.direction, key.as_ref())
+        let last = if self.ahead.is_empty() { &self.last } else { &self.given };
+        let start = match (last, &self.from) {
+            (Some(last), _) => Bound::Excluded(last),
+            (None, Some(from)) => Bound::Included(from),
+            (None, None) => Bound::Unbounded,
+        };
+        Cursor::new(self.direction, start)
     }
 
     /// Moves to `key`, on or back: the next item is the first that is not before it, as the stream
@@ -325,7 +334,10 @@ impl RangeStream {
                             self.ahead.push_back(fetching);
                         }
                         Ok(Looked::Again) => continue,
-                        Err(error) => return Poll::Ready(Some(Err(self.end(error)))),
+                        Err(error) => {
+                            self.given = self.before.clone();
+                            return Poll::Ready(Some(Err(self.end(error))));
+                        }
                     },
                 }
             }

@@ -236,7 +236,7 @@ fn pages_go_on_where_a_cursor_was_taken() {
             let page = || if reverse { db.prefix("k/").rev() } else { db.prefix("k/") };
             let (mut token, mut found) = (page().cursor().to_string(), Vec::new());
             for _ in 0..4 {
-                let mut page = page().limit(1).keys().resume(&token.parse().unwrap());
+                let mut page = page().limit(1).resume(&token.parse().unwrap()).keys();
                 if let Some(key) = run(page.try_next()).unwrap() {
                     found.push(String::from_utf8(key.to_vec()).unwrap());
                 }
@@ -251,6 +251,12 @@ fn pages_go_on_where_a_cursor_was_taken() {
             stream.cursor()
         };
         assert_eq!(at("k/2").key(), Some(&b"k/2"[..]));
+        // Where a stream was moved to, without an item since.
+        let mut stream = db.prefix("k/");
+        run(stream.next()).unwrap().unwrap();
+        stream.seek("k/3");
+        let token = stream.cursor().to_string();
+        assert_eq!(keys(db.prefix("k/").resume(&token.parse().unwrap())), ["k/3"]);
         // A cursor of another range does not lead out of this one.
         assert_eq!(keys(db.range("k/2".."l/1").resume(&at("k/1"))), ["k/2", "k/3"]);
         assert_eq!(keys(db.prefix("k/").resume(&at("l/1"))), Vec::<String>::new());

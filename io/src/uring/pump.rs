@@ -286,6 +286,7 @@ impl Pump {
     fn refused(&self, e: &std::io::Error, watcher: Option<&Shared>) {
         self.is_refused.store(true, Ordering::Relaxed);
         self.ring.close();
+        self.task.wake();
         match watcher {
             Some(shared) => self.fail(shared, &format!("io_uring_enter: {e}")),
             None => self.watcher.nudge(),
