@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use futures::executor::block_on;
 use futures::future::join_all;
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use tokio::runtime::{Builder, Runtime};
 
 use super::*;
@@ -137,6 +138,54 @@ fn others_are_served_by_the_thread() {
     Builder::new_current_thread().enable_io().build().unwrap().block_on(join_all(bed.reads(50)));
     block_on(join_all(bed.reads(50)));
     assert_eq!(bed.pumps().len(), 1);
+}
+
+/// A worker may be confined further than the process: what it queued is served by the thread that
+/// watches, and later reads go to that thread at once.
+#[test]
+fn workers_that_may_not_submit_are_served_by_the_thread() {
+    let Some(bed) = Bed::new() else { return };
+    let confined = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&confined);
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_io()
+        .on_thread_start(move || {
+            refuse_submission();
+            count.fetch_add(1, Ordering::Relaxed);
+        })
+        .build()
+        .unwrap();
+    let reads: Vec<_> = bed.reads(400).collect();
+    let (first, later) = (reads.into_iter(), bed.reads(100).collect::<Vec<_>>());
+    within_a_minute(move || {
+        let tasks: Vec<_> = first.map(|read| runtime.spawn(read)).collect();
+        for task in tasks {
+            runtime.block_on(task).unwrap();
+        }
+        runtime.block_on(runtime.spawn(join_all(later))).unwrap();
+    });
+    assert_eq!(confined.load(Ordering::Relaxed), 2);
+    bed.settle();
+    let start = Instant::now();
+    while !matches!(bed.pumps()[..], [None]) {
+        assert!(start.elapsed() < Duration::from_secs(60), "the refused ring is not given up");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // The process is as free as before.
+    block_on(join_all(bed.reads(50)));
+}
+
+/// From now on this thread may enter no ring.
+fn refuse_submission() {
+    let filter = SeccompFilter::new(
+        [(libc::SYS_io_uring_enter, Vec::new())].into(),
+        SeccompAction::Allow,
+        SeccompAction::Errno(libc::EPERM.cast_unsigned()),
+        std::env::consts::ARCH.try_into().unwrap(),
+    );
+    let program: BpfProgram = filter.unwrap().try_into().unwrap();
+    seccompiler::apply_filter(&program).unwrap();
 }
 
 #[test]
