@@ -173,6 +173,7 @@ mod lz4;
 mod memtable;
 mod options;
 mod pointer;
+mod probe;
 mod range;
 mod record;
 mod snapshot;
@@ -182,13 +183,14 @@ mod version;
 mod vlog;
 
 pub use db::{
-    Batch, BatchCommit, Cursor, DB, FilterStats, Get, GetFuture, IndexStats, IntoValue, KeyStream,
-    LevelStats, Pressure, RangeStream, SizeStream, Snapshot, Stats, ValueFileStats, ValueLogStats,
-    Write, WriteFuture,
+    Batch, BatchCommit, Cursor, DB, FilterStats, Get, GetFuture, GetStats, GetStatsFuture,
+    IndexStats, IntoValue, KeyStream, LevelStats, Pressure, RangeStream, SizeStream, Snapshot,
+    Stats, ValueFileStats, ValueLogStats, Write, WriteFuture,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use key::{BATCH_BYTES_MAX, BATCH_OPS_MAX, KEY_BYTES_MAX, SEQNO_MAX, SeqNo, VALUE_BYTES_MAX};
 pub use options::{Compression, DBOptions, Durability};
+pub use probe::{ReadStats, Sources};
 pub use range::KeyRange;
 #[cfg(feature = "sim")]
 pub use seerdb_io::sim;

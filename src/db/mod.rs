@@ -54,7 +54,7 @@ use throttle::Throttle;
 
 pub use cursor::Cursor;
 pub use keys::{KeyStream, SizeStream};
-pub use read::{Get, GetFuture};
+pub use read::{Get, GetFuture, GetStats, GetStatsFuture};
 pub use snapshot::Snapshot;
 pub use stats::{
     FilterStats, IndexStats, LevelStats, Pressure, Stats, ValueFileStats, ValueLogStats,

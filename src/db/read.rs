@@ -12,6 +12,7 @@ use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -22,8 +23,9 @@ use super::{Core, DB};
 use crate::error::Result;
 use crate::filter::key_hash;
 use crate::key::{SeqNo, Trailer, ValueKind, check_key};
+use crate::probe::{Origin, Probe, ReadStats};
 use crate::snapshot::Pin as SeqnoPin;
-use crate::sstable::Lookup;
+use crate::sstable::{Lookup, Sought};
 
 /// A get, ready to be awaited; made by [`DB::get`] and [`crate::Snapshot::get`].
 #[must_use = "a get does nothing until it is awaited"]
@@ -32,17 +34,73 @@ pub struct Get<'a, K> {
     key: K,
     seqno: Option<SeqNo>,
     fill_cache: bool,
+    probe: Probe,
 }
 
 impl<'a, K: AsRef<[u8]>> Get<'a, K> {
     pub(super) fn new(db: &'a DB, key: K, seqno: Option<SeqNo>) -> Self {
-        Get { core: db.core(), key, seqno, fill_cache: true }
+        Get { core: db.core(), key, seqno, fill_cache: true, probe: Probe::default() }
     }
 
     /// Whether a block read from disk goes into the cache (default: true).
     pub fn fill_cache(mut self, yes: bool) -> Self {
         self.fill_cache = yes;
         self
+    }
+
+    /// The value, and what it took to find it.
+    ///
+    /// ```
+    /// # futures::executor::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let db = seerdb::DB::open(dir.path()).await?;
+    /// db.put("key", "value").await?;
+    /// let (value, stats) = db.get("key").stats().await?;
+    /// assert_eq!(value.as_deref(), Some(&b"value"[..]));
+    /// assert_eq!((stats.memtables, stats.blocks.disk), (1, 0));
+    /// # db.close().await?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    pub fn stats(mut self) -> GetStats<'a, K> {
+        self.probe = Probe::new();
+        GetStats { get: self }
+    }
+}
+
+/// A get that tells what it did; made by [`Get::stats`].
+#[must_use = "a get does nothing until it is awaited"]
+pub struct GetStats<'a, K> {
+    get: Get<'a, K>,
+}
+
+impl<'a, K: AsRef<[u8]>> IntoFuture for GetStats<'a, K> {
+    type Output = Result<(Option<Bytes>, ReadStats)>;
+    type IntoFuture = GetStatsFuture<'a, K>;
+
+    fn into_future(self) -> GetStatsFuture<'a, K> {
+        let (core, probe) = (self.get.core, self.get.probe.clone());
+        GetStatsFuture { get: self.get.into_future(), core, probe, began: None }
+    }
+}
+
+/// The future of a [`GetStats`].
+pub struct GetStatsFuture<'a, K> {
+    get: GetFuture<'a, K>,
+    core: &'a Arc<Core>,
+    probe: Probe,
+    began: Option<Duration>,
+}
+
+impl<K: AsRef<[u8]>> Future for GetStatsFuture<'_, K> {
+    type Output = Result<(Option<Bytes>, ReadStats)>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let clock = self.core.env.clock();
+        let began = *self.began.get_or_insert_with(|| clock.now());
+        Pin::new(&mut self.get)
+            .poll(cx)
+            .map_ok(|value| (value, self.probe.stats(clock.now().saturating_sub(began))))
     }
 }
 
@@ -75,7 +133,7 @@ impl<K: AsRef<[u8]>> Future for GetFuture<'_, K> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if let State::Start(get) = &self.state {
-            let step = get.core.get_now(get.key.as_ref(), get.seqno, get.fill_cache);
+            let step = get.core.get_now(get.key.as_ref(), get.seqno, get.fill_cache, &get.probe);
             match step {
                 Step::Ready(result) => {
                     self.state = State::Done;
@@ -106,12 +164,9 @@ pub(super) enum Step {
 /// What a point read looks for.
 #[derive(Clone, Copy)]
 struct Target<'a> {
-    key: &'a [u8],
-    hash: u64,
-    seqno: SeqNo,
+    sought: Sought<'a>,
     /// The seqno that was asked for, if it was.
     asked: Option<SeqNo>,
-    fill_cache: bool,
 }
 
 /// An entry of the key, newest first.
@@ -123,7 +178,8 @@ impl Core {
         self: &Arc<Self>,
         key: &[u8],
         seqno: Option<SeqNo>,
-        fill_cache: bool,
+        fill: bool,
+        probe: &Probe,
     ) -> Step {
         if let Err(error) = self.check_open().and_then(|()| check_key(key)) {
             return Step::Ready(Err(error));
@@ -132,26 +188,29 @@ impl Core {
         let visible = || asked.unwrap_or_else(|| self.pipeline.visible());
         let (state, seqno) = self.read_states.view(visible);
         for memtable in &state.memtables {
+            probe.memtable();
             if let Some(found) = memtable.get(key, seqno) {
-                let target = Target { key, hash: 0, seqno, asked, fill_cache };
-                return self.value_now(&state, target, found);
+                let sought = Sought { key, hash: 0, seqno, fill, probe };
+                return self.value_now(&state, Target { sought, asked }, found);
             }
         }
-        let target = Target { key, hash: key_hash(key), seqno, asked, fill_cache };
+        let sought = Sought { key, hash: key_hash(key), seqno, fill, probe };
+        let target = Target { sought, asked };
         let newest = usize::from(planted!(SkipNewestRun));
         for (index, run) in state.version.runs().enumerate().skip(newest) {
             let Some(table) = run.find(key) else { continue };
-            match table.lookup_now(&self.cache, fill_cache, key, target.hash, seqno) {
+            match table.lookup_now(&self.cache, sought) {
                 Lookup::Found(trailer, value) => {
                     return self.value_now(&state, target, (trailer, value));
                 }
                 Lookup::Absent => {}
-                Lookup::Blocked => {
+                Lookup::Blocked(block) => {
                     let core = self.clone();
-                    let key = key.to_vec();
+                    let (key, hash, probe) = (key.to_vec(), sought.hash, probe.clone());
                     let state = Arc::clone(&state);
                     return Step::Disk(Box::pin(async move {
-                        core.get_from(state, index, Target { key: &key, ..target }).await
+                        let sought = Sought { key: &key, hash, seqno, fill, probe: &probe };
+                        core.get_from(state, index, block, Target { sought, asked }).await
                     }));
                 }
             }
@@ -171,11 +230,12 @@ impl Core {
             ValueKind::Put => return Step::Ready(Ok(Some(value))),
             ValueKind::Pointer => {}
         }
-        let Target { key, fill_cache, .. } = target;
-        match self.look_up(&state.version, key, trailer.seqno(), &value, fill_cache) {
+        let Sought { key, fill, probe, .. } = target.sought;
+        match self.look_up(&state.version, key, trailer.seqno(), &value, fill, probe) {
             Ok(Look::Value(value)) => Step::Ready(Ok(Some(value))),
             Ok(Look::Disk(distant)) => {
-                let fetched = self.fetch(distant, key, fill_cache);
+                probe.value(Origin::Disk);
+                let fetched = self.fetch(distant, key, fill);
                 Step::Disk(Box::pin(async move { fetched.await.map(Some) }))
             }
             Ok(Look::Unknown) => {
@@ -184,7 +244,7 @@ impl Core {
                 if self.read_states.load().generation == state.generation {
                     return Step::Ready(Err(unknown(&pointer_of(&value))));
                 }
-                self.get_now(key, target.asked, fill_cache)
+                self.get_now(key, target.asked, fill, probe)
             }
             Err(error) => Step::Ready(Err(error)),
         }
@@ -203,17 +263,22 @@ impl Core {
         }
     }
 
-    /// Goes on from run `first` of the state, waiting for the disk where needed.
+    /// Goes on from `block` of run `first` of the state, waiting for the disk where needed.
     async fn get_from(
         self: &Arc<Self>,
         state: Arc<ReadState>,
         first: usize,
+        block: usize,
         target: Target<'_>,
     ) -> Result<Option<Bytes>> {
-        let Target { key, hash, seqno, fill_cache, .. } = target;
+        let sought = target.sought;
+        let mut begun = Some(block);
         for run in state.version.runs().skip(first) {
-            let Some(table) = run.find(key) else { continue };
-            let found = table.lookup(&self.cache, fill_cache, key, hash, seqno).await?;
+            let Some(table) = run.find(sought.key) else { continue };
+            let found = match begun.take() {
+                Some(block) => table.lookup_from(&self.cache, sought, block).await?,
+                None => table.lookup(&self.cache, sought).await?,
+            };
             if let Some(found) = found {
                 return self.value(&state, target, found).await;
             }
@@ -257,7 +322,7 @@ impl DB {
         let mut values: Vec<Option<Bytes>> = Vec::new();
         let mut slow = Vec::new();
         for (index, key) in keys.into_iter().enumerate() {
-            match core.get_now(key.as_ref(), Some(seqno), true) {
+            match core.get_now(key.as_ref(), Some(seqno), true, Probe::NONE) {
                 Step::Ready(value) => values.push(value?),
                 Step::Disk(future) => {
                     values.push(None);

@@ -31,6 +31,7 @@ use crate::iter::visible::{Step, Visible};
 use crate::iter::{Direction, Source};
 use crate::key::{Trailer, ValueKind, check_key, prefix_end};
 use crate::memtable::MemSource;
+use crate::probe::Probe;
 use crate::range::KeyRange;
 use crate::snapshot::Pin as SeqnoPin;
 use crate::sstable::{BlockSource, RunIter};
@@ -413,7 +414,8 @@ impl RangeStream {
         let State::Ready(reader) = &self.state else {
             unreachable!("the entry came from a reader that is ready");
         };
-        match core.look_up(&reader.version, &key, trailer.seqno(), &value, self.fill_cache)? {
+        let (seqno, fill) = (trailer.seqno(), self.fill_cache);
+        match core.look_up(&reader.version, &key, seqno, &value, fill, Probe::NONE)? {
             Look::Value(value) => Ok(Looked::Item((key, value))),
             Look::Disk(distant) => {
                 let bytes = distant.bytes();

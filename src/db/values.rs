@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::key::{KeyBuf, SeqNo};
 use crate::lz4;
 use crate::pointer::Pointer;
+use crate::probe::{Origin, Probe};
 use crate::sstable::{CacheId, Cached};
 use crate::version::Version;
 use crate::vlog::Place;
@@ -63,18 +64,22 @@ impl Core {
         seqno: SeqNo,
         encoded: &[u8],
         fill: bool,
+        probe: &Probe,
     ) -> Result<Look> {
         let pointer = pointer_of(encoded);
         if let Some(stored) = self.pipeline.fresh.get(Place::of(&pointer)) {
+            probe.value(Origin::Memory);
             return unpack(&pointer, stored).map(Look::Value);
         }
         let id = CacheId::value(&pointer);
         if let Some(value) = self.cache.get(&id).and_then(|cached| cached.into_value(&pointer)) {
+            probe.value(Origin::Memory);
             return Ok(Look::Value(value));
         }
         let Some(file) = version.value_file(pointer.segment) else { return Ok(Look::Unknown) };
         match file.read_now(&Wanted { pointer, key, seqno }) {
             Some(value) => {
+                probe.value(Origin::PageCache);
                 if fill {
                     self.cache.insert(id, Cached::Value(pointer.check(), value.clone()));
                 }

@@ -24,6 +24,7 @@ use crate::filename::FileName;
 use crate::filter::{Filter, hash_tag};
 use crate::key::{SeqNo, Trailer};
 use crate::pointer::Body;
+use crate::probe::{Origin, Probe};
 
 use super::format::{BlockKind, FOOTER_BYTES, FileRef, Footer, Handle, open_block};
 use super::index::Index;
@@ -44,6 +45,20 @@ pub(crate) struct Table {
 /// Blocks above this size are never read on the caller's thread: copying them would take long.
 const NOW_BYTES_MAX: usize = 256 << 10;
 
+/// What a point lookup looks for, and how.
+#[derive(Clone, Copy)]
+pub(crate) struct Sought<'a> {
+    /// The user key.
+    pub(crate) key: &'a [u8],
+    /// Its hash, as filters take it.
+    pub(crate) hash: u64,
+    /// The newest version that counts.
+    pub(crate) seqno: SeqNo,
+    /// Whether blocks that are read enter the cache.
+    pub(crate) fill: bool,
+    pub(crate) probe: &'a Probe,
+}
+
 /// The answer of a lookup that may not wait.
 #[derive(Debug)]
 pub(crate) enum Lookup {
@@ -52,7 +67,7 @@ pub(crate) enum Lookup {
     /// The table holds no visible version.
     Absent,
     /// Only this block, which is not in the cache, can tell.
-    Blocked,
+    Blocked(usize),
 }
 
 /// What is not data in a table, checked.
@@ -177,11 +192,6 @@ impl Table {
         }
     }
 
-    /// Whether a key with this hash may be in the table; `false` is certain.
-    pub(crate) fn may_contain(&self, hash: u64) -> bool {
-        self.filter.may_contain(hash)
-    }
-
     /// The block where the newest version of `key` visible at `seqno` stands, if there is one,
     /// unless it is the first entry of the next block.
     pub(crate) fn find(&self, key: &[u8], seqno: SeqNo) -> Option<usize> {
@@ -241,24 +251,20 @@ impl Table {
         Ok(found.into_block().expect("tables and value files share no number"))
     }
 
-    /// The newest version of `key` visible at `seqno`, as far as the cache and the page cache can
-    /// tell; `hash` is the key's.
-    pub(crate) fn lookup_now(
-        &self,
-        cache: &BlockCache,
-        fill: bool,
-        key: &[u8],
-        hash: u64,
-        seqno: SeqNo,
-    ) -> Lookup {
-        if !self.may_contain(hash) {
-            return Lookup::Absent;
-        }
-        let Some(mut block) = self.find(key, seqno) else { return Lookup::Absent };
+    /// The newest version of the key that the seqno may see, as far as the cache and the page cache
+    /// can tell.
+    pub(crate) fn lookup_now(&self, cache: &BlockCache, sought: Sought<'_>) -> Lookup {
+        let Sought { key, hash, seqno, fill, probe } = sought;
+        let Some(mut block) = self.begin(sought) else { return Lookup::Absent };
         loop {
-            let cached = self.cached_block(cache, block);
-            let Some(found) = cached.or_else(|| self.block_now(cache, fill, block)) else {
-                return Lookup::Blocked;
+            let found = if let Some(found) = self.cached_block(cache, block) {
+                probe.block(Origin::Memory);
+                found
+            } else if let Some(found) = self.block_now(cache, fill, block) {
+                probe.block(Origin::PageCache);
+                found
+            } else {
+                return Lookup::Blocked(block);
             };
             if let Some((trailer, value)) = found.get(key, hash_tag(hash), seqno) {
                 return Lookup::Found(trailer, value);
@@ -270,7 +276,7 @@ impl Table {
         }
     }
 
-    /// The newest version of `key` visible at `seqno`; `hash` is the key's.
+    /// The newest version of the key that the seqno may see.
     ///
     /// # Errors
     ///
@@ -282,19 +288,29 @@ impl Table {
     pub(crate) async fn lookup(
         self: &Arc<Self>,
         cache: &BlockCache,
-        fill: bool,
-        key: &[u8],
-        hash: u64,
-        seqno: SeqNo,
+        sought: Sought<'_>,
     ) -> Result<Option<(Trailer, Bytes)>> {
-        if !self.may_contain(hash) {
-            return Ok(None);
+        match self.begin(sought) {
+            Some(block) => self.lookup_from(cache, sought, block).await,
+            None => Ok(None),
         }
-        let Some(mut block) = self.find(key, seqno) else { return Ok(None) };
+    }
+
+    /// As [`Table::lookup`], from the block on that a [`Lookup::Blocked`] named.
+    pub(crate) async fn lookup_from(
+        self: &Arc<Self>,
+        cache: &BlockCache,
+        sought: Sought<'_>,
+        mut block: usize,
+    ) -> Result<Option<(Trailer, Bytes)>> {
+        let Sought { key, hash, seqno, fill, probe } = sought;
         loop {
-            let found = match self.cached_block(cache, block) {
-                Some(found) => found,
-                None => self.load_block(Some(cache), fill, block).await?,
+            let found = if let Some(found) = self.cached_block(cache, block) {
+                probe.block(Origin::Memory);
+                found
+            } else {
+                probe.block(Origin::Disk);
+                self.load_block(Some(cache), fill, block).await?
             };
             if let Some(answer) = found.get(key, hash_tag(hash), seqno) {
                 return Ok(Some(answer));
@@ -304,6 +320,13 @@ impl Table {
                 return Ok(None);
             }
         }
+    }
+
+    /// Where a lookup begins, if the filter lets it.
+    fn begin(&self, sought: Sought<'_>) -> Option<usize> {
+        let may_contain = self.filter.may_contain(sought.hash);
+        sought.probe.filter(may_contain);
+        may_contain.then(|| self.find(sought.key, sought.seqno)).flatten()
     }
 }
 

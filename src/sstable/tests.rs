@@ -23,6 +23,7 @@ use crate::iter::{Direction, Position, Source};
 use crate::key::{Trailer, ValueKind, compare};
 use crate::options::Compression;
 use crate::pointer::Pointer;
+use crate::probe::Probe;
 use crate::sstable::format::Handle;
 
 /// Internal keys in their order, with values; tombstones have empty ones.
@@ -57,6 +58,10 @@ async fn write(
 
 fn opened(fs: &Fs, dir: &Path, meta: TableMeta) -> Arc<Table> {
     block_on(Table::open(fs, dir, Arc::new(meta), OpenOptions::default())).unwrap()
+}
+
+fn sought(key: &[u8], seqno: SeqNo) -> Sought<'_> {
+    Sought { key, hash: key_hash(key), seqno, fill: true, probe: Probe::NONE }
 }
 
 /// What a correct lookup answers.
@@ -185,17 +190,17 @@ proptest! {
         let cache = BlockCache::new(1 << 20);
         let keys = entries.iter().map(|e| e.0.clone()).chain(seeks.iter().map(|s| s.0.clone()));
         for key in keys {
-            let hash = key_hash(&key);
             for seqno in [0, 1, 7, 20, 39, 100, SEQNO_MAX] {
                 let expected = model_get(&entries, &key, seqno);
                 let found = run.find(&key).and_then(|table| {
-                    let loaded = block_on(table.lookup(&cache, true, &key, hash, seqno)).unwrap();
-                    match table.lookup_now(&cache, true, &key, hash, seqno) {
+                    let sought = sought(&key, seqno);
+                    let loaded = block_on(table.lookup(&cache, sought)).unwrap();
+                    match table.lookup_now(&cache, sought) {
                         Lookup::Found(trailer, value) => {
                             assert_eq!(loaded, Some((trailer, value)));
                         }
                         Lookup::Absent => assert_eq!(loaded, None),
-                        Lookup::Blocked => panic!("the block was just loaded"),
+                        Lookup::Blocked(_) => panic!("the block was just loaded"),
                     }
                     loaded
                 });
@@ -249,8 +254,7 @@ fn read_all(fs: &Fs, dir: &Path, meta: &TableMeta, entries: &Entries) -> Result<
     let cache = Arc::new(BlockCache::new(1 << 20));
     let mut failed = None;
     for (key, trailer, value) in entries {
-        let hash = key_hash(key);
-        match block_on(table.lookup(&cache, true, key, hash, trailer.seqno())) {
+        match block_on(table.lookup(&cache, sought(key, trailer.seqno()))) {
             Ok(found) => assert_eq!(found, Some((*trailer, Bytes::copy_from_slice(value)))),
             Err(error) => failed = Some(error),
         }
@@ -477,7 +481,7 @@ fn a_direct_table_is_read_around_the_page_cache() {
         let is_direct = table.reader().file.is_direct();
         assert_eq!(table.block_now(&cache, false, 0).is_none(), is_direct);
         for (key, trailer, value) in &entries {
-            let look = table.lookup(&cache, true, key, key_hash(key), trailer.seqno());
+            let look = table.lookup(&cache, sought(key, trailer.seqno()));
             let (found, stored) = block_on(look).unwrap().unwrap();
             assert_eq!((found, &stored[..]), (*trailer, &value[..]));
         }

@@ -19,6 +19,7 @@ const LAYERS: &[&[(&str, &[&str])]] = &[
         ("lz4", &[]),
         ("options", &["error", "key"]),
         ("planted", &[]),
+        ("probe", &[]),
         ("range", &[]),
         ("sync", &[]),
     ],

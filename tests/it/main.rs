@@ -80,6 +80,8 @@ mod runtime;
 #[cfg(test)]
 mod snapshot;
 #[cfg(test)]
+mod stats;
+#[cfg(test)]
 mod values;
 
 /// The table above names tests that exist.
@@ -96,6 +98,7 @@ fn every_bad_input_has_its_test() {
         ("recovery", include_str!("recovery.rs")),
         ("runtime", include_str!("runtime.rs")),
         ("snapshot", include_str!("snapshot.rs")),
+        ("stats", include_str!("stats.rs")),
         ("values", include_str!("values.rs")),
     ];
     let rows = include_str!("main.rs").lines().filter(|line| line.starts_with("//! | "));
