@@ -11,6 +11,7 @@ use std::cmp::Ordering;
 
 use bytes::Bytes;
 
+use super::tags;
 use crate::cache::Weigh;
 use crate::codec::{Cursor, Sink, varint_len};
 use crate::key::{KEY_BYTES_MAX, SeqNo, Trailer, VALUE_BYTES_MAX, ValueKind, compare};
@@ -202,13 +203,20 @@ impl Block {
 
     /// The tags, one for each entry.
     pub(crate) fn tags(&self) -> &[u8] {
-        let from = self.entries_end + 2 * self.count;
-        self.data.get(from..from + self.count).unwrap_or_default()
+        let (bytes, start) = self.up_to_tags();
+        bytes.get(start..).unwrap_or_default()
+    }
+
+    /// The block without its count, and where the tags begin in it.
+    fn up_to_tags(&self) -> (&[u8], usize) {
+        let start = self.entries_end + 2 * self.count;
+        (self.data.get(..start + self.count).unwrap_or_default(), start)
     }
 
     /// The newest version of `key` in this block that is visible at `seqno`; `tag` is the key's.
     pub(crate) fn get(&self, key: &[u8], tag: u8, seqno: SeqNo) -> Option<(Trailer, Bytes)> {
-        memchr::memchr_iter(tag, self.tags())
+        let (bytes, start) = self.up_to_tags();
+        tags::find(bytes, start, tag)
             .map(|index| self.at(index))
             // Versions of a key stand together, newest first: the first that fits is the answer.
             .find(|&entry| entry.trailer.seqno() <= seqno && self.key(entry) == key)

@@ -15,6 +15,7 @@ mod iter;
 mod reader;
 pub(crate) mod references;
 mod run;
+mod tags;
 #[cfg(test)]
 mod tests;
 mod verify;

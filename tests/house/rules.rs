@@ -56,9 +56,9 @@ const UNSAFE: &[&str] = &[
     "io/src/uring/shared.rs",
     "tests/it/fork.rs",
 ];
-/// The files that may compile a file once more: a model, with other locks and atomics; a bench of
+/// The files that may compile a file once more: a model, with other locks and atomics; benches of
 /// what is not public.
-const INCLUDING: &[&str] = &["benches/index.rs", "tests/models/main.rs"];
+const INCLUDING: &[&str] = &["benches/index.rs", "benches/tags.rs", "tests/models/main.rs"];
 /// Words that name nothing.
 const BANNED_NAMES: &[&str] =
     &["util", "utils", "common", "helper", "helpers", "misc", "manager", "managers"];
@@ -256,7 +256,9 @@ pub(crate) fn dead_files(tree: &Tree) -> Vec<Finding> {
     let paths: BTreeMap<&str, &Source> = tree.0.iter().map(|f| (f.path.as_str(), f)).collect();
     while let Some(path) = roots.pop() {
         let Some(file) = paths.get(path.as_str()) else { continue };
-        reached.insert(path.clone());
+        if !reached.insert(path.clone()) {
+            continue;
+        }
         let (directory, name) = path.rsplit_once('/').unwrap_or(("", &path));
         let is_root = ["mod.rs", "lib.rs", "main.rs"].contains(&name);
         let is_test_root = path.trim_start_matches("io/").split('/').count() == 2;
