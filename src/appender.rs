@@ -17,8 +17,6 @@ use crate::codec::{Sink, crc32c_append};
 use crate::error::Result;
 use crate::filename::FileName;
 
-/// How much is written at once.
-const CHUNK_BYTES: usize = 512 << 10;
 /// How many writes may be in flight.
 const WRITES_MAX: usize = 2;
 /// How far ahead of the writes space is reserved.
@@ -34,11 +32,22 @@ pub(crate) struct Appender {
     allocated: u64,
     in_flight: VecDeque<Op<BufResult>>,
     spare: Vec<AlignedBuf>,
+    /// How much is written at once.
+    chunk_bytes: usize,
+}
+
+/// How a file is written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Manner {
+    /// Around the page cache where the file system can: a ninth of the processor time, but the
+    /// file is cold then.
+    pub(crate) direct: bool,
+    /// How much is collected for one write.
+    pub(crate) chunk_bytes: usize,
 }
 
 impl Appender {
-    /// Creates the file `name` in `dir`; `direct` is around the page cache where the file system
-    /// can: a ninth of the processor time, but the file is cold then.
+    /// Creates the file `name` in `dir`.
     ///
     /// # Errors
     ///
@@ -47,8 +56,9 @@ impl Appender {
         fs: &Fs,
         dir: &Path,
         name: FileName,
-        direct: bool,
+        manner: Manner,
     ) -> Result<Appender> {
+        let Manner { direct, chunk_bytes } = manner;
         let open = OpenOptions { write: true, create_new: true, direct, class: Class::Background };
         let file = fs.open(name.in_dir(dir), open).await?;
         Ok(Appender {
@@ -60,6 +70,7 @@ impl Appender {
             allocated: 0,
             in_flight: VecDeque::new(),
             spare: Vec::new(),
+            chunk_bytes,
         })
     }
 
@@ -86,7 +97,7 @@ impl Appender {
 
     /// Whether enough is collected for [`Appender::write_full_chunks`].
     pub(crate) fn needs_write(&self) -> bool {
-        self.out.len() >= CHUNK_BYTES
+        self.out.len() >= self.chunk_bytes
     }
 
     /// Starts to write what is collected, and waits while too many writes are in flight.
@@ -105,7 +116,7 @@ impl Appender {
         }
         let mut next = self.spare.pop().unwrap_or_default();
         next.clear();
-        next.reserve(CHUNK_BYTES + 2 * BUF_ALIGN);
+        next.reserve(self.chunk_bytes + 2 * BUF_ALIGN);
         next.put(self.out.get(whole..).unwrap_or_default());
         let mut full = std::mem::replace(&mut self.out, next);
         full.truncate(whole);
@@ -145,7 +156,7 @@ impl Appender {
     fn written(&mut self, (result, buf): BufResult) -> Result<()> {
         result?;
         // Only buffers of the usual size: one huge value must not keep its memory to the end.
-        if self.spare.len() < WRITES_MAX && buf.capacity() <= 4 * CHUNK_BYTES {
+        if self.spare.len() < WRITES_MAX && buf.capacity() <= 4 * self.chunk_bytes {
             self.spare.push(buf);
         }
         Ok(())

@@ -19,8 +19,12 @@ use futures::future::{BoxFuture, Shared, WeakShared};
 use crate::error::Result;
 use crate::sync::Mutex;
 
-/// What the map of the cache, its lists and the allocator spend on an entry beside its bytes.
-const ENTRY_OVERHEAD: usize = 96;
+/// What an entry takes beside its bytes, its key and its handle: the slot in the map, the links and
+/// counters of the slab, the room that both keep to grow, and the reference count of its bytes.
+const ENTRY_OVERHEAD: usize = 128;
+/// Above this size allocators hand out pages of their own, and often one more than asked for.
+const PAGES_FROM: usize = 14 << 10;
+const PAGE_BYTES: usize = 4096;
 /// The guess of an average value by which shards and the memory of evicted keys are sized.
 const VALUE_BYTES_GUESS: usize = 4096;
 
@@ -35,8 +39,19 @@ struct Weights;
 
 impl<K, V: Weigh> quick_cache::Weighter<K, V> for Weights {
     fn weight(&self, _: &K, value: &V) -> u64 {
-        (value.weight() + size_of::<K>() + size_of::<V>() + ENTRY_OVERHEAD) as u64
+        let entry = size_of::<K>() + size_of::<V>() + ENTRY_OVERHEAD;
+        (heap_bytes(value.weight()) + entry) as u64
     }
+}
+
+/// What the allocator spends on `bytes`: sizes come in classes, four for each power of two
+/// (jemalloc; others are no better).
+fn heap_bytes(bytes: usize) -> usize {
+    if bytes > PAGES_FROM {
+        return bytes.next_multiple_of(PAGE_BYTES) + PAGE_BYTES;
+    }
+    let class = bytes.max(64).next_power_of_two() / 8;
+    bytes.next_multiple_of(class)
 }
 
 /// Hashes keys: a few numbers that nobody outside chooses. The same keys have the same hash in
@@ -150,7 +165,6 @@ where
     }
 
     /// The capacity, in bytes.
-    #[cfg(test)]
     pub(crate) fn capacity(&self) -> u64 {
         self.state.cache.capacity()
     }

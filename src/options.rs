@@ -6,13 +6,22 @@
 
 use std::time::Duration;
 
-use seerdb_io::{Backend, Class, Env, OpenOptions};
+use seerdb_io::{BUF_ALIGN, Backend, Class, Env, OpenOptions};
 
 use crate::error::{Error, Result};
 use crate::key::VALUE_BYTES_MAX;
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
+
+/// How much the writers of files collect for one write: where the rate of a device levels off, and
+/// what a small budget makes of it.
+const CHUNK_BYTES_MAX: usize = 512 * KIB;
+const CHUNK_BYTES_MIN: usize = 64 * KIB;
+
+/// What an open database takes whatever its budget: threads and their stacks, rings, what the
+/// allocator keeps for each thread.
+const FIXED_BYTES: usize = 8 * MIB;
 
 /// When the future of a write resolves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -55,7 +64,7 @@ pub struct DBOptions {
     pub(crate) max_space_amplification: f64,
     pub(crate) buffered_delay: Duration,
     pub(crate) block_bytes: usize,
-    pub(crate) table_bytes: usize,
+    pub(crate) table_bytes: Option<usize>,
     pub(crate) compression: Compression,
     pub(crate) filter_bits_per_key: f64,
     pub(crate) size_ratio: usize,
@@ -81,7 +90,7 @@ impl Default for DBOptions {
             max_space_amplification: 1.5,
             buffered_delay: Duration::from_millis(10),
             block_bytes: 4 * KIB,
-            table_bytes: 64 * MIB,
+            table_bytes: None,
             compression: Compression::Lz4,
             filter_bits_per_key: 10.0,
             size_ratio: 4,
@@ -142,9 +151,13 @@ impl DBOptions {
         self
     }
 
-    /// The memory for memtables, cache, filters and indexes, in bytes (default: 512 MiB, at least
-    /// 1 MiB). Memtables get an eighth each of which at most three exist; the cache has the rest,
-    /// less what filters and indexes of open tables take.
+    /// The memory for all that the database keeps, in bytes (default: 512 MiB, at least 1 MiB). An
+    /// eighth, at most 64 MiB, is for each of three memtables; an eighth for buffers: of the log,
+    /// of flushes and merges, and what streams read ahead (a quarter while that is below 8 MiB,
+    /// which threads and rings take anyhow). Filters and indexes of open tables take what they
+    /// need, and the cache has the rest; [`crate::DB::stats`] shows the parts. What a caller holds
+    /// is its own: values that it got, batches, reads that it waits for. See [Memory](crate#memory)
+    /// for what the allocator adds.
     pub fn memory_budget(mut self, bytes: usize) -> Self {
         self.memory_budget = bytes;
         self
@@ -157,7 +170,8 @@ impl DBOptions {
         self
     }
 
-    /// The size of the block cache, in bytes (default: what the memory budget leaves).
+    /// The size of the block cache, filters and indexes of open tables included, in bytes (default:
+    /// what the memory budget leaves, and never more than that).
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.cache_bytes = Some(bytes);
         self
@@ -204,9 +218,10 @@ impl DBOptions {
         self
     }
 
-    /// The size at which a merge begins its next table, in bytes (default: 64 MiB).
+    /// The size at which a merge begins its next table, in bytes (default: an eighth of the memory
+    /// budget, at most 64 MiB). A table in the making has its filter and index in memory.
     pub fn table_bytes(mut self, bytes: usize) -> Self {
-        self.table_bytes = bytes;
+        self.table_bytes = Some(bytes);
         self
     }
 
@@ -277,10 +292,15 @@ impl DBOptions {
     ///
     /// `InvalidArgument` that names the option out of range or the pair in contradiction.
     pub(crate) fn validate(&self) -> Result<Settings> {
-        let memtable_bytes = self.memtable_bytes.unwrap_or((self.memory_budget / 8).min(64 * MIB));
+        let eighth = self.memory_budget / 8;
+        let memtable_bytes = self.memtable_bytes.unwrap_or(eighth.min(64 * MIB));
+        let table_bytes = self.table_bytes.unwrap_or(eighth.min(64 * MIB));
         let reserved = memtable_bytes.saturating_mul(3);
-        let cache_bytes =
-            self.cache_bytes.unwrap_or_else(|| self.memory_budget.saturating_sub(reserved));
+        let buffer_bytes = eighth.max((self.memory_budget / 4).min(FIXED_BYTES));
+        let left = self.memory_budget.saturating_sub(reserved.saturating_add(buffer_bytes));
+        // Without any cache every look would be one of the disk.
+        let left = left.max(self.memory_budget / 16);
+        let cache_bytes = self.cache_bytes.map_or(left, |wanted| wanted.min(left));
         let checks = [
             (self.memory_budget >= MIB, "memory_budget must be at least 1 MiB"),
             (memtable_bytes >= KIB, "memtable_bytes must be at least 1 KiB"),
@@ -301,7 +321,7 @@ impl DBOptions {
                 (64..=32 * KIB).contains(&self.block_bytes),
                 "block_bytes must be from 64 bytes to 32 KiB",
             ),
-            (self.table_bytes >= KIB, "table_bytes must be at least 1 KiB"),
+            (table_bytes >= KIB, "table_bytes must be at least 1 KiB"),
             (
                 (0.0..=64.0).contains(&self.filter_bits_per_key),
                 "filter_bits_per_key must be from 0 to 64",
@@ -325,11 +345,28 @@ impl DBOptions {
         if let Some((_, sentence)) = checks.find(|(holds, _)| !holds) {
             return Err(Error::invalid(*sentence));
         }
-        Ok(Settings { options: self.clone(), memtable_bytes, cache_bytes })
+        let options = self.clone();
+        Ok(Settings { options, memtable_bytes, table_bytes, cache_bytes, buffer_bytes })
     }
 }
 
 impl Settings {
+    /// What streams may have read ahead, all together.
+    pub(crate) fn stream_bytes(&self) -> usize {
+        self.memory_budget / 16
+    }
+
+    /// What a merge may have read of its inputs.
+    pub(crate) fn merge_bytes(&self) -> usize {
+        self.memory_budget / 32
+    }
+
+    /// How much a writer of files collects for one write; it holds a few of them.
+    pub(crate) fn chunk_bytes(&self) -> usize {
+        let bytes = self.memory_budget / 256 / BUF_ALIGN * BUF_ALIGN;
+        bytes.clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX)
+    }
+
     /// How files are opened for reading.
     pub(crate) fn reading(&self) -> OpenOptions {
         let direct = self.direct_io;
@@ -342,7 +379,11 @@ impl Settings {
 pub(crate) struct Settings {
     pub(crate) options: DBOptions,
     pub(crate) memtable_bytes: usize,
+    pub(crate) table_bytes: usize,
+    /// What the cache and the memory of open tables have together.
     pub(crate) cache_bytes: usize,
+    /// What is set aside for buffers.
+    pub(crate) buffer_bytes: usize,
 }
 
 impl std::ops::Deref for Settings {

@@ -6,19 +6,22 @@
 //!    after an error all of them are removed, as far as the disk allows.
 //! 3. All versions of a user key go to one table: tables are cut between user keys only, where
 //!    they are full and wherever a moved table lies between two keys.
-//! 4. Memory is a read-ahead per input run and a few chunks of output, whatever the sizes are.
+//! 4. Memory is two windows per input run and a few chunks of output, whatever the sizes are, and
+//!    what the filter and index of the table in the making take.
 //! 5. A merge that did not see exactly the entries that its inputs' descriptions promise fails as
 //!    corruption instead of dropping any.
 //!
 //! Everything runs on a lane of the engine's own; the loop gives way after [`YIELD_BYTES`].
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::task::Poll;
 
 use seerdb_io::{Fs, OpenOptions};
 
+use crate::appender::Manner;
 use crate::error::{Error, Result};
 use crate::filename::{FileName, FileNumber};
 use crate::iter::merge::Merge;
@@ -37,8 +40,8 @@ use super::retain::Retain;
 
 /// After this much work other tasks of the lane get their turn.
 const YIELD_BYTES: u64 = 1 << 20;
-/// How much is read at once from each input run.
-const READ_AHEAD_BYTES: usize = 512 << 10;
+/// How much is read at once from each input run: while one window is used the next one is read.
+const WINDOW_BYTES: Range<usize> = 32 << 10..512 << 10;
 /// What an entry costs beyond its key and value.
 const ENTRY_BYTES: u64 = 16;
 
@@ -52,6 +55,10 @@ pub(crate) struct Context<'a> {
     pub(crate) compression: Compression,
     /// Where the next table begins.
     pub(crate) table_bytes: u64,
+    /// What the windows of all inputs may take.
+    pub(crate) window_bytes: usize,
+    /// How much is written at once.
+    pub(crate) chunk_bytes: usize,
     /// A merge that rewrites more than this writes around the page cache: it could not stay
     /// there. What is smaller is written through it, so that fresh tables are not cold, unless
     /// they are read around it.
@@ -82,6 +89,8 @@ impl<'a> Context<'a> {
             block_bytes: settings.block_bytes,
             compression: settings.compression,
             table_bytes: settings.table_bytes as u64,
+            window_bytes: settings.merge_bytes(),
+            chunk_bytes: settings.chunk_bytes(),
             cached_bytes_max: settings.memory_budget as u64,
             reading: settings.reading(),
             snapshots,
@@ -116,7 +125,7 @@ pub(crate) async fn run(ctx: &Context<'_>, version: &Version, choice: &Choice) -
     let mut cuts: Vec<&[u8]> = moved.iter().map(|t| t.meta().smallest.as_slice()).collect();
     cuts.sort_unstable();
 
-    let sources = sources(&inputs, &choice.moved);
+    let sources = sources(&inputs, &choice.moved, ctx.window_bytes);
     let mut opened = Vec::new();
     if !sources.is_empty() {
         let mut merge = Merge::new(sources, Direction::Forward);
@@ -201,15 +210,17 @@ fn input_runs(version: &Version, choice: &Choice) -> Vec<Arc<Run>> {
     runs
 }
 
-/// One source for each run that has tables to rewrite.
-fn sources(runs: &[Arc<Run>], moved: &[FileNumber]) -> Vec<Box<dyn Source>> {
+/// One source for each run that has tables to rewrite; their windows share `bytes`.
+fn sources(runs: &[Arc<Run>], moved: &[FileNumber], bytes: usize) -> Vec<Box<dyn Source>> {
     assert!(moved.is_sorted(), "moved tables are searched");
+    let windows = 2 * runs.len().max(1);
+    let bytes = (bytes / windows).clamp(WINDOW_BYTES.start, WINDOW_BYTES.end);
     let mut sources: Vec<Box<dyn Source>> = Vec::new();
     for run in runs {
         let is_read = |table: &&Arc<Table>| moved.binary_search(&table.meta().number).is_err();
         let tables: Vec<Arc<Table>> = run.tables.iter().filter(is_read).cloned().collect();
         if !tables.is_empty() {
-            let blocks = BlockSource::ReadAhead { bytes: READ_AHEAD_BYTES };
+            let blocks = BlockSource::ReadAhead { bytes };
             let run = Arc::new(Run::new(run.id, tables));
             sources.push(Box::new(RunIter::new(run, Direction::Forward, blocks)));
         }
@@ -286,7 +297,7 @@ impl<'a> Output<'a> {
             block_bytes: ctx.block_bytes,
             compression: ctx.compression,
             filter_bits_per_key,
-            direct: direct || ctx.reading.direct,
+            manner: Manner { direct: direct || ctx.reading.direct, chunk_bytes: ctx.chunk_bytes },
         };
         Output {
             ctx,

@@ -142,9 +142,10 @@ impl Core {
         Ok(())
     }
 
-    /// The cache has what its share leaves beside the filters and indexes of open tables.
+    /// The cache has what its share leaves beside the filters and indexes of open tables, and a
+    /// little always: without it every look would be one of the disk.
     pub(super) fn resize_cache(&self) {
-        let resident = self.versions.current().resident_bytes();
+        let resident = self.versions.resident_bytes();
         let share = self.settings.cache_bytes;
         self.cache.set_capacity(share.saturating_sub(resident).max(share / 16));
     }
@@ -181,7 +182,11 @@ impl Core {
             cache_bytes: self.cache.usage(),
             cache_hits: self.cache.hits(),
             cache_misses: self.cache.misses(),
-            table_memory_bytes: state.version.resident_bytes(),
+            cache_capacity: self.cache.capacity(),
+            table_memory_bytes: self.versions.resident_bytes(),
+            buffer_bytes: self.settings.buffer_bytes,
+            ahead_bytes: self.ahead.used(),
+            memory_budget: self.settings.memory_budget,
             flushes: metrics.flushes.load(Relaxed),
             flushed_bytes: metrics.flushed_bytes.load(Relaxed),
             compactions: metrics.compactions.load(Relaxed),

@@ -169,7 +169,8 @@ async fn rewrite_files(
         core.pause(pause).boxed()
     };
     let rewriting = async {
-        let job = Rewrite { fs, dir: &core.dir, number, direct: true };
+        let chunk_bytes = core.settings.chunk_bytes();
+        let job = Rewrite { fs, dir: &core.dir, number, direct: true, chunk_bytes };
         let meta = rewrite::rewrite(job, &survivors, pace).await?;
         match ValueFile::open(fs, &core.dir, &meta, core.settings.reading()).await {
             Ok(file) => Ok((meta, file)),

@@ -78,6 +78,9 @@ pub(super) async fn run(core: Arc<Core>) {
             continue;
         };
         let outcome = merge(&core, &version, choice).await;
+        // The tables that the merge replaced are gone with it.
+        drop(version);
+        core.resize_cache();
         answer(requests, &outcome);
         match outcome {
             Ok(()) => {

@@ -37,6 +37,7 @@ use event_listener::Event;
 use parking_lot::Mutex;
 use seerdb_io::{Env, IoBackend, LockFile, Panicked, Task};
 
+use crate::allowance::Allowance;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SeqNo;
 use crate::options::{DBOptions, Settings};
@@ -101,6 +102,8 @@ pub(crate) struct Core {
     pub(crate) pipeline: Arc<Pipeline>,
     pub(crate) versions: VersionSet,
     pub(crate) cache: Arc<BlockCache>,
+    /// What streams have read ahead.
+    pub(crate) ahead: Arc<Allowance>,
     pub(crate) snapshots: Arc<Registry>,
     pub(crate) throttle: Arc<Throttle>,
     pub(crate) metrics: Arc<Metrics>,
@@ -352,6 +355,8 @@ impl DB {
             };
             starts_in_time && ends_in_time
         });
+        // What the merge replaces shall not stay for the sake of the question.
+        drop(version);
         if is_stored { merge_task::request(self.core()).await } else { Ok(()) }
     }
 

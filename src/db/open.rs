@@ -30,6 +30,7 @@ use super::state::ReadStates;
 use super::stats::Metrics;
 use super::throttle::Throttle;
 use super::{Core, DB, Handle};
+use crate::allowance::Allowance;
 use crate::batch;
 use crate::compaction::job::{self, Context};
 use crate::compaction::policy::Shape;
@@ -211,7 +212,8 @@ async fn seal(replayer: &Replayer<'_>, recovered: &Recovered, is_proven: bool) -
         let number = versions.new_file_number();
         let reading = replayer.settings.reading();
         let survivors = survivors(&files, tables()).await?;
-        let job = Rewrite { fs: env.fs(), dir, number, direct: false };
+        let chunk_bytes = replayer.settings.chunk_bytes();
+        let job = Rewrite { fs: env.fs(), dir, number, direct: false, chunk_bytes };
         let meta = rewrite::rewrite(job, &survivors, |_| ready(()).boxed()).await?;
         sealed.opened.push(ValueFile::open(env.fs(), dir, &meta, reading).await?);
         sealed.metas.push(meta);
@@ -255,6 +257,7 @@ fn build(
     });
     let core = Arc::new(Core {
         cache,
+        ahead: Allowance::new(settings.stream_bytes()),
         throttle,
         env,
         dir,

@@ -161,12 +161,23 @@ pub struct Stats {
     pub memtable_bytes: usize,
     /// Blocks and values in the cache, in bytes.
     pub cache_bytes: u64,
+    /// What may be in the cache, in bytes: its share of the memory budget less the memory of
+    /// tables.
+    pub cache_capacity: u64,
     /// Cache look-ups that found their block or value, since the open.
     pub cache_hits: u64,
     /// Cache look-ups that did not.
     pub cache_misses: u64,
     /// Filters and indexes of open tables, and offsets of open value files, in bytes.
     pub table_memory_bytes: usize,
+    /// What of the memory budget is set aside for buffers, in bytes: of the log, of flushes, merges
+    /// and rewrites, and of streams.
+    pub buffer_bytes: usize,
+    /// What streams have read ahead of their consumers, in bytes; at most about half of the
+    /// buffers.
+    pub ahead_bytes: usize,
+    /// [`crate::DBOptions::memory_budget`].
+    pub memory_budget: usize,
     /// Memtables flushed since the open.
     pub flushes: u64,
     /// Table bytes that flushes wrote.
@@ -186,6 +197,13 @@ pub struct Stats {
 }
 
 impl Stats {
+    /// What memtables, cache, open tables and buffers take of the memory budget, in bytes; buffers
+    /// count whether they are in use or not.
+    pub fn memory_bytes(&self) -> u64 {
+        let counted = self.memtable_bytes + self.table_memory_bytes + self.buffer_bytes;
+        self.cache_bytes + counted as u64
+    }
+
     /// Everything that was written to files since the open, in bytes: logs, tables, rewritten
     /// values and manifests.
     pub fn written_bytes(&self) -> u64 {

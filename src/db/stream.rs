@@ -9,7 +9,8 @@
 //! 4. `given` is the key of the last item given out while there are values in `ahead`, else `last`
 //!    is: where a [`Cursor`] goes on.
 //! 5. Values that have to be read from the value log are read side by side, ahead of the consumer:
-//!    the more the longer it goes on, within [`AHEAD_MAX`] values and [`AHEAD_BYTES_MAX`].
+//!    the more the longer it goes on, within [`AHEAD_MAX`] values and [`AHEAD_BYTES_MAX`], and no
+//!    further while the streams together hold what they may.
 
 use std::ops::Bound;
 use std::pin::Pin;
@@ -25,6 +26,7 @@ use super::keys::KeyStream;
 use super::state::ReadState;
 use super::values::{Look, pointer_of, unknown};
 use super::{Core, DB};
+use crate::allowance::Charge;
 use crate::error::{Error, Result};
 use crate::iter::merge::Merge;
 use crate::iter::visible::{Step, Visible};
@@ -100,7 +102,7 @@ pub struct RangeStream {
     from: Option<Bytes>,
     ahead: FuturesOrdered<Fetching>,
     /// The bytes of the values in `ahead` that are read.
-    ahead_bytes: usize,
+    ahead_bytes: Charge,
     /// How many values may be in `ahead`; grows while the stream goes on.
     ahead_max: usize,
 }
@@ -162,7 +164,7 @@ impl RangeStream {
             from: None,
             state,
             ahead: FuturesOrdered::new(),
-            ahead_bytes: 0,
+            ahead_bytes: db.core().ahead.charge(0),
             ahead_max: AHEAD_MIN,
         }
     }
@@ -260,7 +262,7 @@ impl RangeStream {
     /// ```
     pub fn seek(&mut self, key: impl AsRef<[u8]>) {
         self.ahead = FuturesOrdered::new();
-        self.ahead_bytes = 0;
+        self.ahead_bytes.set(0);
         self.ahead_max = self.first_ahead();
         (self.last, self.before, self.given) = (None, None, None);
         if let Err(error) = check_key(key.as_ref()) {
@@ -348,7 +350,7 @@ impl RangeStream {
             let _plug = fs.plug();
             let next = std::task::ready!(self.ahead.poll_next_unpin(cx));
             let Some((key, bytes, value)) = next else { continue };
-            self.ahead_bytes -= bytes;
+            self.ahead_bytes.set(self.ahead_bytes.bytes() - bytes);
             if planted!(SkipUnreadableValue) && value.is_err() {
                 continue;
             }
@@ -367,7 +369,7 @@ impl RangeStream {
         self.state = State::Done;
         self.last = self.given.take();
         self.ahead = FuturesOrdered::new();
-        self.ahead_bytes = 0;
+        self.ahead_bytes.set(0);
         error
     }
 
@@ -375,7 +377,8 @@ impl RangeStream {
     fn look_ahead(&mut self, cx: &mut Context<'_>) {
         let before = self.ahead.len();
         while self.ahead.len() < self.ahead_max.min(self.left)
-            && self.ahead_bytes < AHEAD_BYTES_MAX
+            && self.ahead_bytes.bytes() < AHEAD_BYTES_MAX
+            && self.ahead_bytes.share() > 0
             && matches!(self.state, State::Ready(_))
         {
             let entry = match self.poll_entry(cx) {
@@ -420,7 +423,7 @@ impl RangeStream {
             Look::Disk(distant) => {
                 let bytes = distant.bytes();
                 let fetching = core.fetch(distant, &key, self.fill_cache);
-                self.ahead_bytes += bytes;
+                self.ahead_bytes.set(self.ahead_bytes.bytes() + bytes);
                 Ok(Looked::Fetching(Box::pin(async move { (key, bytes, fetching.await) })))
             }
             Look::Unknown if core.read_states.load().generation == reader.generation => {
@@ -539,7 +542,8 @@ impl RangeStream {
         }
         for run in state.version.runs() {
             let blocks = BlockSource::Cached { cache: core.cache.clone(), fill: self.fill_cache };
-            sources.push(Box::new(RunIter::new(run.clone(), self.direction, blocks)));
+            let scan = RunIter::new(run.clone(), self.direction, blocks);
+            sources.push(Box::new(scan.for_stream(self.left, core.ahead.clone())));
         }
         sources
     }

@@ -34,6 +34,9 @@ const ALIGN: u64 = BUF_ALIGN as u64;
 const AHEAD_BYTES: usize = 64 << 10;
 static ZEROS: [u8; AHEAD_BYTES] = [0; AHEAD_BYTES];
 
+/// The memory of a group that is kept for the next one; a huge commit must not hold its own.
+const KEPT_BYTES_MAX: usize = 1 << 20;
+
 const EMPTY: Payload<'_> = Payload { parts: &[], bytes: 0, crc: 0 };
 
 /// Records that are written with one write.
@@ -221,6 +224,9 @@ impl LogBuffer {
             self.segment.file.write_cached(&self.buf, self.position)?;
             self.position += self.buf.len() as u64;
             self.buf.clear();
+            if self.buf.capacity() > KEPT_BYTES_MAX {
+                self.buf = AlignedBuf::new();
+            }
             self.last = None;
         }
         Ok(())

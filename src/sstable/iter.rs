@@ -7,6 +7,8 @@
 //!    the window behind it, whatever the run's size.
 //! 3. A window is only a hint: what cannot be taken from it is read again on its own, and only
 //!    that read reports errors.
+//! 4. A stream that wants so many entries reads no further ahead than they reach, about; what it
+//!    wants beyond that (it met tombstones, say) shows that nobody knows how far it goes.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use futures::FutureExt;
 use parking_lot::Mutex;
 use seerdb_io::File;
 
+use crate::allowance::{Allowance, Charge};
 use crate::error::Result;
 use crate::iter::{Direction, Entry, Position, Source};
 use crate::key::{KeyBuf, Trailer};
@@ -29,6 +32,8 @@ use super::{Block, BlockCache, CacheId, Cached, Run, Table};
 const STREAK: u32 = 2;
 /// The first and the largest amount that a scan through the cache reads ahead.
 const AHEAD_BYTES: Range<usize> = 16 << 10..256 << 10;
+/// The entries wanted may be this many times as large as others of their table, in quarters.
+const SLACK_QUARTERS: u64 = 6;
 
 /// Where the blocks of a scan come from.
 #[derive(Clone)]
@@ -68,6 +73,12 @@ pub(crate) struct RunIter {
     /// The streaming handle of the table that it belongs to.
     background: Option<(usize, File)>,
     streak: u32,
+    /// The entries that the consumer wants of a scan, and the bytes of blocks that are expected
+    /// to hold what is left of them. Neither is known of a scan without a limit.
+    wanted: Option<usize>,
+    reach: Option<u64>,
+    /// What holds the windows of all streams in bounds.
+    allowance: Option<Arc<Allowance>>,
 }
 
 /// Adjoining blocks of one table.
@@ -89,12 +100,14 @@ struct Window {
     /// The offset of its first block.
     offset: u64,
     bytes: Bytes,
+    _charge: Option<Charge>,
 }
 
 /// Blocks that are being read.
 struct Ahead {
     span: Span,
     read: Read,
+    charge: Option<Charge>,
 }
 
 impl RunIter {
@@ -115,7 +128,18 @@ impl RunIter {
             ahead: None,
             background: None,
             streak: 0,
+            wanted: None,
+            reach: None,
+            allowance: None,
         }
+    }
+
+    /// For a consumer that wants no more than `entries`; its windows share `allowance` with those
+    /// of others.
+    pub(crate) fn for_stream(mut self, entries: usize, allowance: Arc<Allowance>) -> RunIter {
+        self.wanted = Some(entries).filter(|&entries| entries != usize::MAX);
+        self.allowance = Some(allowance);
+        self
     }
 
     fn table(&self) -> &Arc<Table> {
@@ -164,6 +188,10 @@ impl RunIter {
     }
 
     fn next_block(&mut self) {
+        if let Some(reach) = self.reach {
+            let passed = self.table().index().handle(self.number).file_bytes() as u64;
+            self.reach = reach.checked_sub(passed);
+        }
         let next = match self.direction {
             Direction::Forward if self.number + 1 < self.table().blocks() => {
                 Some((self.table, self.number + 1))
@@ -244,9 +272,7 @@ impl RunIter {
     async fn read(&mut self) -> Result<Block> {
         let ahead = match &self.source {
             BlockSource::ReadAhead { bytes } => Some(*bytes),
-            BlockSource::Cached { .. } => self.streak.checked_sub(STREAK).map(|more| {
-                AHEAD_BYTES.end.min(AHEAD_BYTES.start.checked_shl(more).unwrap_or(usize::MAX))
-            }),
+            BlockSource::Cached { .. } => self.ahead_bytes(),
         };
         self.streak = self.streak.saturating_add(1).min(16);
         if let Some(bytes) = ahead {
@@ -262,6 +288,29 @@ impl RunIter {
             }
             BlockSource::ReadAhead { .. } => table.load_block(None, false, self.number).await,
         }
+    }
+
+    /// How much a scan through the cache shall read at once, if it is more than a block.
+    fn ahead_bytes(&mut self) -> Option<usize> {
+        let more = self.streak.checked_sub(STREAK)?;
+        // The old window goes first: it would add to what the streams hold.
+        self.window = None;
+        let bytes = AHEAD_BYTES.end.min(AHEAD_BYTES.start.checked_shl(more).unwrap_or(usize::MAX));
+        let reach =
+            self.reach.map_or(usize::MAX, |reach| usize::try_from(reach).unwrap_or(usize::MAX));
+        let share = self.allowance.as_ref().map_or(usize::MAX, |allowance| allowance.share());
+        let block = self.table().index().handle(self.number).file_bytes();
+        Some(bytes.min(reach).min(share)).filter(|&bytes| bytes > block)
+    }
+
+    /// The bytes of blocks in which the entries wanted stand, about, in the table that a scan
+    /// begins in.
+    fn first_reach(&self) -> Option<u64> {
+        let meta = self.run.tables.get(self.table)?.meta();
+        let bytes = (self.wanted? as u64).saturating_mul(meta.file_bytes) / meta.entries.max(1);
+        // It may begin at the end of a block, and end at the beginning of one.
+        let blocks = 2 * meta.file_bytes / self.table().blocks() as u64;
+        Some((bytes.saturating_mul(SLACK_QUARTERS) / 4).saturating_add(blocks))
     }
 
     /// Makes the window hold the wanted block and what follows in the direction of the scan. A
@@ -281,10 +330,13 @@ impl RunIter {
         if let Some(ahead) = &mut self.ahead {
             ahead.get_mut().read.wait().await;
         }
-        if let Some(Ahead { span, read }) = self.ahead.take().map(Mutex::into_inner) {
+        if let Some(Ahead { span, read, charge }) = self.ahead.take().map(Mutex::into_inner) {
             let offset = self.table().index().handle(span.blocks.start).offset;
             let bytes = read.finish(self.table().reader().file_ref()).ok();
-            self.window = bytes.map(|bytes| Window { span: span.clone(), offset, bytes });
+            self.window = bytes.map(|bytes| {
+                let span = span.clone();
+                Window { span, offset, bytes, _charge: charge }
+            });
             if streams {
                 self.start_ahead(&span, budget);
             }
@@ -323,11 +375,12 @@ impl RunIter {
         let last = table.index().handle(span.blocks.end - 1);
         let len = usize::try_from(last.offset - first.offset).unwrap_or(usize::MAX);
         let len = len.saturating_add(last.file_bytes());
+        let charge = self.allowance.as_ref().map(|allowance| allowance.charge(len));
         let mut reader = table.reader();
         if let (BlockSource::ReadAhead { .. }, Some((_, file))) = (&self.source, &self.background) {
             reader.file = file;
         }
-        Ahead { span, read: reader.start(first.offset, len) }
+        Ahead { span, read: reader.start(first.offset, len), charge }
     }
 
     /// The entry that the iterator is at, and its block.
@@ -396,7 +449,11 @@ impl Source for RunIter {
             }
         };
         match place {
-            Some((table, number)) => self.enter(table, number),
+            Some((table, number)) => {
+                self.table = table;
+                self.reach = self.first_reach();
+                self.enter(table, number);
+            }
             None => self.end(),
         }
     }

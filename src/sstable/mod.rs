@@ -31,7 +31,7 @@ use crate::pointer::Pointer;
 
 pub(crate) use block::Block;
 pub(crate) use iter::{BlockSource, RunIter};
-pub(crate) use reader::{Lookup, Sought, Table};
+pub(crate) use reader::{Lookup, PinnedMemory, Sought, Table};
 pub(crate) use references::Reference;
 pub(crate) use run::Run;
 pub(crate) use writer::{TableWriter, TableWriterOptions};

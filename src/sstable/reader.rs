@@ -9,6 +9,7 @@
 
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -39,8 +40,19 @@ pub(crate) struct Table {
     file: File,
     index: Index,
     filter: Filter,
-    trash: OnceLock<UnboundedSender<FileName>>,
+    retired: OnceLock<Retired>,
 }
+
+/// What a table does that is not part of the database any more.
+struct Retired {
+    /// Gets the name of the file, to delete it.
+    trash: UnboundedSender<FileName>,
+    /// Has the memory of such tables.
+    pinned: PinnedMemory,
+}
+
+/// The memory of tables that only readers of older versions need, in bytes.
+pub(crate) type PinnedMemory = Arc<AtomicUsize>;
 
 /// Blocks above this size are never read on the caller's thread: copying them would take long.
 const NOW_BYTES_MAX: usize = 256 << 10;
@@ -122,7 +134,7 @@ impl Table {
             result => result?,
         };
         let fs = fs.clone();
-        Ok(Arc::new(Table { meta, fs, path, file, index, filter, trash: OnceLock::new() }))
+        Ok(Arc::new(Table { meta, fs, path, file, index, filter, retired: OnceLock::new() }))
     }
 
     /// What the manifest says about it.
@@ -145,10 +157,15 @@ impl Table {
         self.filter.false_positives()
     }
 
-    /// Sends the name of its file to `trash` when the last handle is dropped.
-    pub(crate) fn retire(&self, trash: UnboundedSender<FileName>) {
+    /// Sends the name of its file to `trash` when the last handle is dropped; until then its
+    /// memory counts as `pinned`.
+    pub(crate) fn retire(&self, trash: UnboundedSender<FileName>, pinned: &PinnedMemory) {
         // A second call changes nothing: the name must be sent once.
-        self.trash.get_or_init(|| trash);
+        self.retired.get_or_init(|| {
+            // Order: a figure, it orders nothing.
+            pinned.fetch_add(self.resident_bytes(), Ordering::Relaxed);
+            Retired { trash, pinned: pinned.clone() }
+        });
     }
 
     /// The number of data blocks.
@@ -332,7 +349,8 @@ impl Table {
 
 impl Drop for Table {
     fn drop(&mut self) {
-        if let Some(trash) = self.trash.take() {
+        if let Some(Retired { trash, pinned }) = self.retired.take() {
+            pinned.fetch_sub(self.resident_bytes(), Ordering::Relaxed);
             // When nobody listens any more, the next open of the database removes the file.
             if trash.unbounded_send(FileName::Table(self.meta.number)).is_err() {
                 tracing::debug!(table = self.meta.number, "retired after its database closed");
@@ -406,7 +424,8 @@ impl<'a> BlockReader<'a> {
         let bytes = self.bytes(handle.offset, handle.file_bytes()).await?;
         let block = self.decode_block(handle, &bytes)?;
         // A block that shares its read buffer should not keep much more memory than it weighs.
-        let buffer = handle.file_bytes().next_multiple_of(BUF_ALIGN);
+        let (_, read) = self.file.cover(handle.offset, handle.file_bytes());
+        let buffer = read.next_multiple_of(BUF_ALIGN);
         let wasteful = buffer.saturating_sub(block.weight()) > block.weight() / 8;
         let shares = handle.stored == handle.raw;
         Ok(if shares && wasteful { block.to_owned_bytes() } else { block })

@@ -8,6 +8,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures::executor::block_on;
@@ -16,6 +17,7 @@ use seerdb_io::sim::{Options, Sim};
 use seerdb_io::{Env, Fs, OpenOptions};
 
 use super::*;
+use crate::appender::Manner;
 use crate::error::{Error, ErrorKind, Result};
 use crate::filename::FileName;
 use crate::filter::key_hash;
@@ -36,7 +38,8 @@ fn fs() -> Fs {
 }
 
 fn options(block_bytes: usize, compression: Compression) -> TableWriterOptions {
-    TableWriterOptions { block_bytes, compression, filter_bits_per_key: 10.0, direct: true }
+    let manner = Manner { direct: true, chunk_bytes: 512 << 10 };
+    TableWriterOptions { block_bytes, compression, filter_bits_per_key: 10.0, manner }
 }
 
 async fn write(
@@ -420,13 +423,16 @@ fn the_last_handle_of_a_retired_table_names_its_file() {
     let table = opened(&fs, dir.path(), meta);
     let (send, mut receive) = futures::channel::mpsc::unbounded();
     let other = table.clone();
-    table.retire(send.clone());
-    table.retire(send);
+    let pinned = PinnedMemory::default();
+    table.retire(send.clone(), &pinned);
+    table.retire(send, &pinned);
+    assert_eq!(pinned.load(Ordering::Relaxed), table.resident_bytes());
     drop(table);
     assert!(receive.try_recv().is_err(), "a handle is left");
     drop(other);
     assert_eq!(receive.try_recv().unwrap(), FileName::Table(9));
     assert!(receive.try_recv().is_err(), "once");
+    assert_eq!(pinned.load(Ordering::Relaxed), 0);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use seerdb_io::Fs;
 
-use crate::appender::Appender;
+use crate::appender::{Appender, Manner};
 use crate::codec::Sink;
 use crate::error::Result;
 use crate::filename::{FileName, FileNumber};
@@ -35,9 +35,7 @@ pub(crate) struct TableWriterOptions {
     pub(crate) block_bytes: usize,
     pub(crate) compression: Compression,
     pub(crate) filter_bits_per_key: f64,
-    /// Around the page cache where the file system can: a ninth of the processor time, but the
-    /// table is cold then.
-    pub(crate) direct: bool,
+    pub(crate) manner: Manner,
 }
 
 /// A table being written.
@@ -67,7 +65,7 @@ impl TableWriter {
         options: TableWriterOptions,
     ) -> Result<TableWriter> {
         let name = FileName::Table(number);
-        let appender = Appender::create(fs, dir, name, options.direct).await?;
+        let appender = Appender::create(fs, dir, name, options.manner).await?;
         Ok(TableWriter {
             appender,
             options,

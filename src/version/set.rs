@@ -26,6 +26,7 @@ use crate::filename::{FileName, FileNumber};
 use crate::key::SeqNo;
 use crate::options::Settings;
 use crate::record::FileId;
+use crate::sstable::PinnedMemory;
 use crate::vlog::file::Pinned;
 
 use super::edit::{SegmentName, VersionEdit};
@@ -67,6 +68,8 @@ pub(crate) struct VersionSet {
     first_number: FileNumber,
     /// The bytes of value files that only readers of older versions need.
     pinned: Pinned,
+    /// The memory of tables that only such readers need.
+    pinned_memory: PinnedMemory,
     /// What was written to manifests since the open.
     manifest_bytes: AtomicU64,
     /// Why nothing is applied any more.
@@ -154,6 +157,7 @@ impl VersionSet {
             next_run: AtomicU64::new(state.next_run()),
             first_number: number,
             pinned: Pinned::default(),
+            pinned_memory: PinnedMemory::default(),
             manifest_bytes: AtomicU64::new(writer.bytes()),
             failure: parking_lot::Mutex::new(None),
             log: Mutex::new(Log { roll_bytes: roll_bytes(&writer), writer, state }),
@@ -187,6 +191,11 @@ impl VersionSet {
     /// The bytes of value files that only readers of older versions need.
     pub(crate) fn pinned_bytes(&self) -> u64 {
         self.pinned.load(Ordering::Relaxed)
+    }
+
+    /// The memory that open files hold, those included that only readers of older versions need.
+    pub(crate) fn resident_bytes(&self) -> usize {
+        self.current().resident_bytes() + self.pinned_memory.load(Ordering::Relaxed)
     }
 
     /// Why the set is fail-stop, if it is.
@@ -254,7 +263,7 @@ impl VersionSet {
         self.current.store(Arc::clone(&version));
         let stays: HashSet<FileNumber> = version.tables().map(|t| t.meta().number).collect();
         for table in old.tables().filter(|table| !stays.contains(&table.meta().number)) {
-            table.retire(self.trash.clone());
+            table.retire(self.trash.clone(), &self.pinned_memory);
         }
         self.retire_values(&old, &version);
         Ok(install(&version))

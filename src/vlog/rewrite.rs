@@ -20,7 +20,7 @@ use super::file::ValueFile;
 use super::format::{footer, put_section};
 use super::offsets::put_entry;
 use super::{Kind, ValuesMeta};
-use crate::appender::Appender;
+use crate::appender::{Appender, Manner};
 use crate::error::Result;
 use crate::filename::{FileName, FileNumber};
 use crate::pointer::Body;
@@ -40,6 +40,8 @@ pub(crate) struct Rewrite<'a> {
     pub(crate) number: FileNumber,
     /// Whether the victims are durable; see [`BodyReader::open`].
     pub(crate) direct: bool,
+    /// How much is written at once.
+    pub(crate) chunk_bytes: usize,
 }
 
 /// Writes what survives of some segments to a new file, and syncs it and its name. `pace` is
@@ -59,8 +61,9 @@ pub(crate) async fn rewrite<'a>(
     pace: impl Fn(u64) -> BoxFuture<'a, ()>,
 ) -> Result<ValuesMeta> {
     assert!(!survivors.is_empty(), "a file of nothing");
-    let Rewrite { fs, dir, number, .. } = job;
-    let mut appender = Appender::create(fs, dir, FileName::Values(number), true).await?;
+    let Rewrite { fs, dir, number, chunk_bytes, .. } = job;
+    let manner = Manner { direct: true, chunk_bytes };
+    let mut appender = Appender::create(fs, dir, FileName::Values(number), manner).await?;
     let checksum = match copy(&mut appender, job, survivors, pace).await {
         Ok(checksum) => checksum,
         Err(error) => {

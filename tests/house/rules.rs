@@ -25,6 +25,7 @@ const LAYERS: &[&[(&str, &[&str])]] = &[
     ],
     &[
         ("alex", &[]),
+        ("allowance", &[]),
         ("batch", &["memtable", "pointer"]),
         ("cache", &[]),
         ("filter", &[]),

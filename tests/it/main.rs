@@ -67,6 +67,8 @@ mod host;
 #[cfg(test)]
 mod limits;
 #[cfg(test)]
+mod memory;
+#[cfg(test)]
 mod options;
 #[cfg(test)]
 #[cfg(target_os = "linux")]

@@ -20,7 +20,10 @@ impl Engine for Seerdb {
             Sync::Written => Durability::Written,
             Sync::Synced => Durability::Synced,
         };
+        // The cache shall be as large as the others', whatever else the budget is for.
+        let parts = setup.cache_bytes + 3 * setup.memtable_bytes;
         let options = DBOptions::default()
+            .memory_budget((512 << 20).max(parts / 7 * 8 + (1 << 20)))
             .durability(durability)
             .memtable_bytes(setup.memtable_bytes)
             .wal_segment_bytes(setup.memtable_bytes)

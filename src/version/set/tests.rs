@@ -8,6 +8,7 @@ use seerdb_io::{AlignedBuf, EnvOptions, OpenOptions};
 use tempfile::TempDir;
 
 use super::*;
+use crate::appender::Manner;
 use crate::key::{SEQNO_MAX, Trailer, ValueKind};
 use crate::log::format::Stream;
 use crate::options::{Compression, DBOptions};
@@ -69,7 +70,7 @@ impl Bed {
     /// Writes a table of `keys` with rising seqnos from `seqno` on.
     fn table(&self, set: &VersionSet, keys: &[&str], seqno: SeqNo) -> Arc<Table> {
         let options = TableWriterOptions {
-            direct: true,
+            manner: Manner { direct: true, chunk_bytes: 512 << 10 },
             block_bytes: 4096,
             compression: Compression::None,
             filter_bits_per_key: 10.0,
