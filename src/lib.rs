@@ -191,9 +191,12 @@ mod sync;
 mod version;
 mod vlog;
 
+pub use compaction::MergeReason;
+pub use compaction::cost::TreeCosts;
 pub use db::{
-    Batch, BatchCommit, Cursor, DB, FilterStats, Get, GetFuture, GetStats, GetStatsFuture,
-    IndexStats, IntoValue, KeyStream, LevelStats, Pressure, RangeStream, SizeStream, Snapshot,
+    Batch, BatchCommit, CompactionPause, CompactionProgress, CompactionReport, Cursor, DB,
+    FilterStats, Get, GetFuture, GetStats, GetStatsFuture, IndexStats, IntoValue, KeyStream,
+    LevelReport, LevelStats, NextMerge, Pressure, RangeStream, RunReport, SizeStream, Snapshot,
     Stats, ValueFileStats, ValueLogStats, Write, WriteFuture,
 };
 pub use error::{Error, ErrorKind, Result};

@@ -36,6 +36,7 @@ use crate::version::set::VersionSet;
 use crate::version::{RunId, Version};
 
 use super::Choice;
+use super::control::Control;
 use super::retain::Retain;
 
 /// After this much work other tasks of the lane get their turn.
@@ -67,6 +68,8 @@ pub(crate) struct Context<'a> {
     pub(crate) reading: OpenOptions,
     /// The seqnos of all live snapshots, and the newest visible seqno; see [`Retain`].
     pub(crate) snapshots: Vec<SeqNo>,
+    /// What holds it up: a merge, not a flush.
+    pub(crate) control: Option<&'a Control>,
     /// Called with the bytes of work done since the last call, about every [`YIELD_BYTES`].
     pub(crate) progress: &'a (dyn Fn(u64) + Send + Sync),
 }
@@ -94,6 +97,7 @@ impl<'a> Context<'a> {
             cached_bytes_max: settings.memory_budget as u64,
             reading: settings.reading(),
             snapshots,
+            control: None,
             progress,
         }
     }
@@ -125,6 +129,9 @@ pub(crate) async fn run(ctx: &Context<'_>, version: &Version, choice: &Choice) -
     let mut cuts: Vec<&[u8]> = moved.iter().map(|t| t.meta().smallest.as_slice()).collect();
     cuts.sort_unstable();
 
+    if let Some(control) = ctx.control {
+        control.begin(rewritten.iter().map(|table| table.meta().entries).sum());
+    }
     let sources = sources(&inputs, &choice.moved, ctx.window_bytes);
     let mut opened = Vec::new();
     if !sources.is_empty() {
@@ -401,6 +408,9 @@ impl<'a> Output<'a> {
         }
         if self.work >= YIELD_BYTES {
             self.report();
+            if let Some(control) = self.ctx.control {
+                control.pass(self.entries_seen).await;
+            }
             give_way().await;
         }
         Ok(())

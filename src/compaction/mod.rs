@@ -17,6 +17,8 @@
 //! 4. A moved table shares no key range with any other input table; it enters the output run as it
 //!    is, and no output table is written across it.
 
+pub(crate) mod control;
+pub(crate) mod cost;
 pub(crate) mod job;
 pub(crate) mod picker;
 pub(crate) mod policy;
@@ -136,9 +138,53 @@ pub(crate) enum OutputLevel {
     },
 }
 
+/// Why a merge is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MergeReason {
+    /// A level has more sorted runs than it may have.
+    Runs {
+        /// The level.
+        level: usize,
+        /// Its runs.
+        runs: usize,
+        /// How many it may have.
+        runs_max: usize,
+    },
+    /// A level is larger than it may be.
+    Bytes {
+        /// The level.
+        level: usize,
+        /// Its size with the separated values that it refers to, in bytes.
+        bytes: u64,
+        /// How large it may be.
+        bytes_max: u64,
+    },
+    /// Newer entries hide so much of the value log that its bound would not hold.
+    HiddenValues,
+    /// Somebody asked for everything to be merged.
+    Asked,
+}
+
+impl std::fmt::Display for MergeReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            MergeReason::Runs { level, runs, runs_max } => {
+                write!(f, "level {level} has {runs} runs, {runs_max} at most")
+            }
+            MergeReason::Bytes { level, bytes, bytes_max } => {
+                write!(f, "level {level} has {bytes} bytes, {bytes_max} at most")
+            }
+            MergeReason::HiddenValues => write!(f, "the value log holds too much that is hidden"),
+            MergeReason::Asked => write!(f, "a compaction was asked for"),
+        }
+    }
+}
+
 /// A decision of the picker.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Choice {
+    pub(crate) reason: MergeReason,
     /// The runs to merge with their levels, newest first.
     pub(crate) inputs: Vec<(usize, RunId)>,
     /// The id of the output: that of the newest input.

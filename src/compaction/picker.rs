@@ -21,12 +21,13 @@
 //! in their place changes no order between any two versions of a key in different runs.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use crate::filename::FileNumber;
 use crate::version::{LEVEL_MAX, RunId};
 
 use super::policy::Shape;
-use super::{Choice, OutputLevel, RunView, TableView, Tree};
+use super::{Choice, MergeReason, OutputLevel, RunView, TableView, Tree};
 
 /// Below this share of a unit, level 0 gathers runs in place.
 const TINY_SHARE: u64 = 8;
@@ -47,8 +48,13 @@ pub(crate) fn pick(tree: &Tree<'_>, shape: &Shape) -> Option<Choice> {
         let runs_max = if level == last { shape.runs_last } else { shape.runs_upper };
         let over_runs = tree.level(level).len() > runs_max;
         let over_bytes = level < last && tree.level_bytes(level) > shape.capacity(level);
-        if over_runs || over_bytes {
-            return Some(carry(tree, shape, level));
+        if over_runs {
+            let runs = tree.level(level).len();
+            return Some(carry(tree, shape, level, MergeReason::Runs { level, runs, runs_max }));
+        }
+        if over_bytes {
+            let (bytes, bytes_max) = (tree.level_bytes(level), shape.capacity(level));
+            return Some(carry(tree, shape, level, MergeReason::Bytes { level, bytes, bytes_max }));
         }
     }
     None
@@ -60,7 +66,8 @@ pub(crate) fn pick_all(tree: &Tree<'_>, shape: &Shape) -> Option<Choice> {
     let oldest = tree.runs().next_back()?.1.id;
     let count = tree.runs().count();
     assert!(count > 0, "a tree with run {oldest} has no runs");
-    let mut choice = choose(tree, shape, 0, count, OutputLevel::Sized { floor: 1 });
+    let output = OutputLevel::Sized { floor: 1 };
+    let mut choice = choose(tree, shape, MergeReason::Asked, 0..count, output);
     choice.moved.clear();
     choice.rewrite_bytes = tree.runs().flat_map(|(_, run)| &run.tables).map(|t| t.bytes).sum();
     Some(choice)
@@ -85,6 +92,7 @@ fn gather(runs: &[&RunView<'_>], needed: usize) -> (usize, u64) {
 fn pick_level_0(tree: &Tree<'_>, shape: &Shape) -> Choice {
     let runs = tree.level(0);
     assert!(runs.len() > shape.runs_upper, "level 0 needs no merge");
+    let reason = MergeReason::Runs { level: 0, runs: runs.len(), runs_max: shape.runs_upper };
     let largest = runs.iter().map(RunView::bytes).max().unwrap_or(0);
     let unit = shape.with_flushes_of(largest);
     let needed = runs.len() - shape.runs_upper + 1;
@@ -94,16 +102,16 @@ fn pick_level_0(tree: &Tree<'_>, shape: &Shape) -> Choice {
         newest <= unit.run_capacity(0)
     };
     if bytes <= shape.unit_bytes / TINY_SHARE {
-        return choose(tree, &unit, 0, count, OutputLevel::Fixed(0));
+        return choose(tree, &unit, reason, 0..count, OutputLevel::Fixed(0));
     }
     if fits_share {
-        return choose(tree, &unit, 0, needed, OutputLevel::Fixed(0));
+        return choose(tree, &unit, reason, 0..needed, OutputLevel::Fixed(0));
     }
-    carry(tree, &unit, 0)
+    carry(tree, &unit, 0, reason)
 }
 
 /// Merges all runs of `start` down to the first level with room.
-fn carry(tree: &Tree<'_>, shape: &Shape, start: usize) -> Choice {
+fn carry(tree: &Tree<'_>, shape: &Shape, start: usize, reason: MergeReason) -> Choice {
     assert!(!tree.level(start).is_empty(), "nothing to carry from level {start}");
     let last = tree.last_level();
     assert!(start <= last, "level {start} is below the last level {last}");
@@ -115,31 +123,35 @@ fn carry(tree: &Tree<'_>, shape: &Shape, start: usize) -> Choice {
         let level_bytes = tree.level_bytes(level);
         let runs_max = if level == last { shape.runs_last } else { shape.runs_upper };
         if runs.len() < runs_max && level_bytes.saturating_add(bytes) <= shape.capacity(level) {
-            return choose(tree, shape, skipped, count, OutputLevel::Fixed(level));
+            let inputs = skipped..skipped + count;
+            return choose(tree, shape, reason, inputs, OutputLevel::Fixed(level));
         }
         if let Some(newest) = runs.first() {
             let grown = bytes.saturating_add(newest.bytes());
             let has_share = level < last && runs.len() <= runs_max;
             if has_share && grown <= shape.run_capacity(level) {
-                return choose(tree, shape, skipped, count + 1, OutputLevel::Fixed(level));
+                let inputs = skipped..skipped + count + 1;
+                return choose(tree, shape, reason, inputs, OutputLevel::Fixed(level));
             }
         }
         count += runs.len();
         bytes = bytes.saturating_add(level_bytes);
     }
-    choose(tree, shape, skipped, count, OutputLevel::Sized { floor: start.max(1) })
+    let output = OutputLevel::Sized { floor: start.max(1) };
+    choose(tree, shape, reason, skipped..skipped + count, output)
 }
 
-/// The choice of `count` runs behind the `skipped` newest ones.
+/// The choice of these runs, counted from the newest.
 fn choose(
     tree: &Tree<'_>,
     shape: &Shape,
-    skipped: usize,
-    count: usize,
+    reason: MergeReason,
+    runs: Range<usize>,
     output: OutputLevel,
 ) -> Choice {
-    let inputs: Vec<(usize, &RunView<'_>)> = tree.runs().skip(skipped).take(count).collect();
-    let bottommost = skipped + count == tree.runs().count();
+    let bottommost = runs.end == tree.runs().count();
+    let inputs: Vec<(usize, &RunView<'_>)> =
+        tree.runs().skip(runs.start).take(runs.len()).collect();
     let bytes: u64 = inputs.iter().map(|(_, run)| run.bytes()).sum();
     let moved = movable(&inputs, shape.table_bytes, bottommost);
     let rewrite_bytes: u64 = inputs
@@ -149,6 +161,7 @@ fn choose(
         .map(|table| table.bytes)
         .sum();
     let mut choice = Choice {
+        reason,
         inputs: inputs.iter().map(|(level, run)| (*level, run.id)).collect(),
         output_run: inputs.first().expect("a choice has inputs").1.id,
         output,

@@ -6,6 +6,7 @@
 //! 2. A merge that fails changed nothing. Damage in an input stops merging until the database is
 //!    reopened, so that damaged bytes are never dropped or copied; other failures are repeated.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use futures::channel::oneshot;
 use super::{Core, stats};
 use crate::compaction::job::Outcome;
 use crate::compaction::policy::Shape;
-use crate::compaction::{Choice, Tree, job, picker};
+use crate::compaction::{Choice, MergeReason, Tree, job, picker};
 use crate::error::{Error, Result};
 use crate::filename::FileName;
 use crate::sstable::Table;
@@ -60,16 +61,14 @@ pub(super) async fn run(core: Arc<Core>) {
         if core.is_closed() || core.pipeline.failure().is_some() {
             return core.refuse_requests(&core.pipeline.failure().unwrap_or_else(Error::closed));
         }
+        if core.control.is_paused() {
+            // It ends when the database is closed or fails, too.
+            futures::future::select(listener, pin!(core.control.wait())).await;
+            continue;
+        }
         let version = core.versions.current();
         let requests = std::mem::take(&mut *core.compact_requests.lock());
-        let (tree, shape) = (Tree::of(&version), core.shape());
-        let choice = match requests.is_empty() {
-            true => picker::pick(&tree, &shape).or_else(|| {
-                let hides = tree.runs().count() > 1 && core.hides_too_much(&version);
-                hides.then(|| picker::pick_all(&tree, &shape)).flatten()
-            }),
-            false => picker::pick_all(&tree, &shape),
-        };
+        let choice = core.next_merge(&version, !requests.is_empty());
         let Some(choice) = choice else {
             if requests.is_empty() {
                 listener.await;
@@ -105,11 +104,21 @@ pub(super) async fn run(core: Arc<Core>) {
     }
 }
 
+/// Whether there is nothing to merge; who waits for that looks again with every version.
+pub(super) fn is_idle(core: &Core) -> bool {
+    core.compact_requests.lock().is_empty()
+        && core.control.progress().is_none()
+        && core.next_merge(&core.versions.current(), false).is_none()
+}
+
 async fn merge(core: &Arc<Core>, version: &Arc<Version>, choice: Choice) -> Result<()> {
     let rewritten = choice.rewrite_bytes;
     tracing::debug!(inputs = choice.inputs.len(), rewritten, "merge begins");
-    let context = core.job_context(&|_| ());
-    let outcome = core.unless_closed(job::run(&context, version, &choice)).await?;
+    let mut context = core.job_context(&|_| ());
+    context.control = Some(&core.control);
+    let outcome = core.unless_closed(job::run(&context, version, &choice)).await;
+    core.control.end();
+    let outcome = outcome?;
     let bytes: u64 = outcome.opened.iter().map(|t| t.meta().file_bytes).sum();
     if planted!(DeleteInputsEarly) {
         for number in &outcome.edit.tables_removed {
@@ -153,6 +162,19 @@ impl Core {
     pub(super) fn refuse_requests(&self, error: &Error) {
         let requests = std::mem::take(&mut *self.compact_requests.lock());
         answer(requests, &Err(error.clone()));
+    }
+
+    /// The merge that is due in `version`, of everything when `all` is asked for.
+    pub(super) fn next_merge(&self, version: &Version, all: bool) -> Option<Choice> {
+        let (tree, shape) = (Tree::of(version), self.shape());
+        if all {
+            return picker::pick_all(&tree, &shape);
+        }
+        picker::pick(&tree, &shape).or_else(|| {
+            let hides = tree.runs().count() > 1 && self.hides_too_much(version);
+            let choice = if hides { picker::pick_all(&tree, &shape)? } else { return None };
+            Some(Choice { reason: MergeReason::HiddenValues, ..choice })
+        })
     }
 
     /// Filter bits for a new run of level 0.

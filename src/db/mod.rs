@@ -8,7 +8,9 @@
 mod background;
 mod collect;
 mod commit;
+mod control;
 mod cursor;
+mod explain;
 mod flush;
 mod keys;
 mod log_task;
@@ -38,6 +40,7 @@ use parking_lot::Mutex;
 use seerdb_io::{Env, IoBackend, LockFile, Panicked, Task};
 
 use crate::allowance::Allowance;
+use crate::compaction::control::Control;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::SeqNo;
 use crate::options::{DBOptions, Settings};
@@ -53,7 +56,9 @@ use state::ReadStates;
 use stats::Metrics;
 use throttle::Throttle;
 
+pub use control::{CompactionPause, CompactionProgress};
 pub use cursor::Cursor;
+pub use explain::{CompactionReport, LevelReport, NextMerge, RunReport};
 pub use keys::{KeyStream, SizeStream};
 pub use read::{Get, GetFuture, GetStats, GetStatsFuture};
 pub use snapshot::Snapshot;
@@ -118,6 +123,8 @@ pub(crate) struct Core {
     version_event: Event,
     /// Why the last flush failed, until one succeeds.
     flush_error: Mutex<Option<Error>>,
+    /// Merges, held up and watched.
+    control: Control,
     /// Who waits for everything to be merged.
     compact_requests: Mutex<Vec<merge_task::Request>>,
     /// Why the last merge failed, until one succeeds.

@@ -1,8 +1,9 @@
 //! What reads tell about themselves.
 
-use seerdb::{DB, ReadStats, Sources};
+use futures::FutureExt;
+use seerdb::{DB, ErrorKind, MergeReason, ReadStats, Sources};
 
-use crate::common::{noise, open, place, plain, reopen, run};
+use crate::common::{kind, moment, noise, open, place, plain, reopen, run, tiny};
 
 /// What a get of `key` did; it must find `value`.
 fn get(db: &DB, key: &str, value: Option<&[u8]>) -> ReadStats {
@@ -64,4 +65,78 @@ fn a_get_tells_where_its_blocks_and_values_came_from() {
         assert_eq!(get(&db, "zzz", None).filters, 0);
         run(db.close()).unwrap();
     }
+}
+
+#[test]
+fn an_explanation_agrees_with_the_statistics() {
+    let (_dir, db) = open(&tiny().size_ratio(4).runs_per_level(3));
+    for round in 0..6 {
+        for i in 0..200 {
+            run(db.put(format!("{i:03}"), noise(round, 40))).unwrap();
+        }
+    }
+    run(db.flush()).unwrap();
+    run(db.wait_for_compaction()).unwrap();
+    let report = db.explain_compaction();
+    let stats = db.stats();
+    assert_eq!((report.size_ratio, report.runs_per_level, report.runs_last_level), (4, 3, 1));
+    assert_eq!(report.measured.levels, report.levels.len());
+    for (level, known) in report.levels.iter().zip(&stats.levels) {
+        assert_eq!(level.runs.len(), known.runs);
+        assert_eq!(level.runs.iter().map(|run| run.bytes).sum::<u64>(), known.bytes);
+        assert_eq!(level.runs.iter().map(|run| run.entries).sum::<u64>(), known.entries);
+        assert!(level.runs.len() <= level.runs_max, "{report}");
+    }
+    let runs: usize = stats.levels.iter().map(|level| level.runs).sum();
+    assert_eq!(report.measured.runs, runs as f64);
+    let merged = stats.compacted_bytes as f64 / stats.flushed_bytes as f64;
+    assert!((report.measured.merge_amplification - merged).abs() < 1e-9 && merged > 0.0);
+    assert!(report.expected.merge_amplification > 0.5, "{report}");
+    let text = report.to_string();
+    assert!(
+        text.starts_with("T = 4, K = 3, Z = 1\n") && text.ends_with("no merge is due"),
+        "{text}"
+    );
+    assert_eq!(text.lines().count(), 1 + 1 + report.levels.len() + 1 + 4 + 1, "{text}");
+    run(db.close()).unwrap();
+}
+
+#[test]
+fn an_explanation_says_which_merge_is_due_and_why_and_a_pause_holds_it_up() {
+    let (_dir, db) = open(&tiny().memtable_bytes(64 << 10).size_ratio(8).runs_per_level(3));
+    let paused = db.pause_compaction();
+    let also_paused = db.pause_compaction();
+    for round in 0..5 {
+        for i in 0..100 {
+            run(db.put(format!("{i:03}"), noise(round, 200))).unwrap();
+        }
+        run(db.flush()).unwrap();
+    }
+    let report = db.explain_compaction();
+    let next = report.next.as_ref().expect("five runs are too many");
+    assert_eq!(next.reason, MergeReason::Runs { level: 0, runs: 5, runs_max: 3 });
+    assert!(next.rewrite_bytes > 0 && !next.levels.is_empty());
+    assert!(report.to_string().contains("level 0 has 5 runs, 3 at most"), "{report}");
+    drop(paused);
+    let mut waiting = std::pin::pin!(db.wait_for_compaction());
+    for _ in 0..50 {
+        run(moment());
+        assert!(waiting.as_mut().now_or_never().is_none(), "somebody still pauses");
+    }
+    assert_eq!((db.stats().compactions, db.compaction_progress()), (0, None));
+    drop(also_paused);
+    run(waiting).unwrap();
+    assert!(db.stats().compactions > 0);
+    let report = db.explain_compaction();
+    assert_eq!((report.next, db.compaction_progress()), (None, None));
+    // A request waits for the end of a pause, and a close does not.
+    let paused = db.pause_compaction();
+    let mut asked = std::pin::pin!(db.compact_range(..));
+    for _ in 0..50 {
+        run(moment());
+        assert!(asked.as_mut().now_or_never().is_none(), "merging is paused");
+    }
+    run(db.close()).unwrap();
+    assert_eq!(kind(run(asked)), ErrorKind::Closed);
+    drop(paused);
 }
