@@ -1,10 +1,17 @@
-//! Groups of 64 keys, each with codes behind what its keys have in common: for keys whose first
-//! differences are far apart, like URLs, where codes of one place would mostly be equal.
+//! Groups of at most 64 keys, each with codes behind what its keys have in common: for keys whose
+//! first differences are far apart, like URLs, where codes of one place would mostly be equal.
+//!
+//! A group ends where keys change early, say from one host to the next, if that makes fewer codes
+//! of its own equal. What leads to a group is the code of the shortest key that parts it from the
+//! group before: few keys that are looked up have just that code, so that the keys at the
+//! boundaries themselves are seldom compared.
 //!
 //! Invariants:
-//! 1. Group `g` has the keys `64 g..64 g + 64`; all of them begin with the same `prefixes[g]`
-//!    bytes.
-//! 2. Equal keys may stand in several groups.
+//! 1. Groups adjoin, and have [`GROUP_MIN`] to [`GROUP`] keys but for the last; all keys of a group
+//!    begin with the same `prefix` bytes.
+//! 2. `parts[g]` is not above the code of any key of group `g` or behind it, and not below that of
+//!    any key before.
+//! 3. Equal keys may stand in several groups.
 
 use std::cmp::Ordering;
 use std::ops::Range;
@@ -13,83 +20,175 @@ use super::code::{self, count_below};
 use super::stree::STree;
 use super::{Keys, shared};
 
-/// Keys in a group.
+/// Keys in a group, at most and at least: fewer would cost more memory than they are worth.
 pub(super) const GROUP: usize = 64;
+const GROUP_MIN: usize = 16;
 /// Codes in an eighth of it.
 const EIGHTH: usize = GROUP / 8;
 
 pub(super) struct Grouped {
-    /// The codes of the first keys, behind the prefix of all keys.
-    heads: Box<[u64]>,
+    /// The codes that part a group from the one before, behind the prefix of all keys.
+    parts: Box<[u64]>,
     tree: STree,
-    prefixes: Box<[u32]>,
+    groups: Box<[Group]>,
     codes: Box<[u64]>,
 }
 
-/// The keys of a group and the bytes that they begin with.
-pub(super) fn groups(keys: &impl Keys) -> impl Iterator<Item = (Range<usize>, usize)> {
-    (0..keys.len()).step_by(GROUP).map(|first| {
-        let end = (first + GROUP).min(keys.len());
-        (first..end, shared(keys.key(first), keys.key(end - 1)))
-    })
+/// Where a group begins and how many bytes its keys have in common.
+struct Group {
+    start: u32,
+    prefix: u32,
+}
+
+/// Divides keys into groups.
+pub(super) struct Division<'a, K> {
+    keys: &'a K,
+    /// What all keys begin with.
+    prefix: usize,
+    start: usize,
+    codes: Vec<u64>,
+}
+
+/// A group while it is built.
+pub(super) struct Draft<'a> {
+    pub(super) start: usize,
+    pub(super) prefix: usize,
+    /// The code that parts it from the group before.
+    pub(super) part: u64,
+    pub(super) codes: &'a [u64],
+}
+
+impl<'a, K: Keys> Division<'a, K> {
+    pub(super) fn new(keys: &'a K, prefix: usize) -> Self {
+        Division { keys, prefix, start: 0, codes: Vec::with_capacity(GROUP) }
+    }
+
+    /// The next group.
+    pub(super) fn next(&mut self) -> Option<Draft<'_>> {
+        let start = self.start;
+        if start == self.keys.len() {
+            return None;
+        }
+        let (end, prefix) = self.extent(start);
+        self.start = end;
+        self.encode(start..end, prefix);
+        let part = start.checked_sub(1).map_or(0, |before| self.part(before));
+        Some(Draft { start, prefix, part, codes: &self.codes })
+    }
+
+    /// Where the group from `start` on ends, and what its keys share.
+    fn extent(&mut self, start: usize) -> (usize, usize) {
+        let keys = self.keys;
+        let end = (start + GROUP).min(keys.len());
+        let all = shared(keys.key(start), keys.key(end - 1));
+        let whole = (end, all);
+        if end - start <= 2 * GROUP_MIN {
+            return whole;
+        }
+        self.encode(start..end, all);
+        let ties = code::tied(&self.codes);
+        if ties == 0 {
+            return whole;
+        }
+        // The last of the places where keys change first.
+        let at = |place: &usize| shared(keys.key(place - 1), keys.key(*place));
+        let Some(cut) = (start + GROUP_MIN..end).rev().min_by_key(at) else { return whole };
+        let prefix = shared(keys.key(start), keys.key(cut - 1));
+        self.encode(start..cut, prefix);
+        match code::tied(&self.codes) * (end - start) < ties * (cut - start) {
+            true => (cut, prefix),
+            false => whole,
+        }
+    }
+
+    fn encode(&mut self, group: Range<usize>, prefix: usize) {
+        self.codes.clear();
+        self.codes.extend(group.map(|index| code::of(self.keys.key(index), prefix)));
+    }
+
+    /// The code of the shortest key above that at `before` and not above the next one.
+    fn part(&self, before: usize) -> u64 {
+        let (before, next) = (self.keys.key(before), self.keys.key(before + 1));
+        let shortest = next.get(..=shared(before, next)).unwrap_or(next);
+        code::of(shortest, self.prefix)
+    }
 }
 
 impl Grouped {
     pub(super) fn new(keys: &impl Keys, prefix: usize) -> Self {
-        let rest = |index: usize, prefix: usize| keys.key(index).get(prefix..).unwrap_or_default();
-        let mut heads = Vec::new();
-        let mut prefixes = Vec::new();
+        let (mut parts, mut groups) = (Vec::new(), Vec::new());
         let mut codes = Vec::with_capacity(keys.len());
-        for (group, shared) in groups(keys) {
-            heads.push(code::of(rest(group.start, prefix)));
-            prefixes.push(u32::try_from(shared).expect("a key is shorter than 4 GiB"));
-            codes.extend(group.map(|index| code::of(rest(index, shared))));
+        let mut division = Division::new(keys, prefix);
+        while let Some(draft) = division.next() {
+            parts.push(draft.part);
+            let [start, prefix] = [draft.start, draft.prefix].map(|number| {
+                u32::try_from(number).expect("keys of a table, and bytes of a key, are below 2^32")
+            });
+            groups.push(Group { start, prefix });
+            codes.extend(draft.codes);
         }
-        let tree = STree::new(&heads);
-        Grouped { heads: heads.into(), tree, prefixes: prefixes.into(), codes: codes.into() }
+        let tree = STree::new(&parts);
+        Grouped { parts: parts.into(), tree, groups: groups.into(), codes: codes.into() }
     }
 
-    /// As [`super::Locator::narrow`]; `code` is that of `key`.
-    pub(super) fn narrow(&self, keys: &impl Keys, key: &[u8], code: u64) -> Range<usize> {
-        let first = self.tree.lower_bound(&self.heads, code);
-        let last = first + code::ties(self.heads.get(first..).unwrap_or_default(), code);
-        // Among equal codes the heads themselves decide: those before `low` are below the key,
-        // those from `high` on above it.
-        let low = partition(first..last, |group| keys.key(group * GROUP) < key);
-        let high = partition(low..last, |group| keys.key(group * GROUP) <= key);
+    /// As [`super::Locator::narrow`]; `code` is that of `key`, `prefix` what all keys share.
+    pub(super) fn narrow(
+        &self,
+        keys: &impl Keys,
+        key: &[u8],
+        prefix: usize,
+        code: u64,
+    ) -> Range<usize> {
+        let first = self.tree.lower_bound(&self.parts, code);
+        let last = first + code::ties(self.parts.get(first..).unwrap_or_default(), code);
+        // Where codes are equal the first keys decide: those of the groups before `low` are below
+        // the key, or the only group whose first key may not be is the last of them; those of the
+        // groups from `high` on are above it.
+        let head = |group| keys.key(self.keys_of(group).start);
+        let low = partition(first..last, |group| head(group) < key);
+        let high = partition(low..last, |group| head(group) <= key);
         match low.checked_sub(1) {
-            None => 0..high.checked_sub(1).map_or(0, |group| self.bounds(keys, key, group).end),
-            Some(before) if low == high => self.bounds(keys, key, before),
+            None => 0..high.checked_sub(1).map_or(0, |last| self.keys_of(last).end),
+            Some(before) if low == high => self.narrow_in(keys, key, prefix, before),
             Some(before) => {
-                let start = self.bounds(keys, key, before).start;
-                start..self.bounds(keys, key, high - 1).end
+                let start = self.narrow_in(keys, key, prefix, before).start;
+                start..self.narrow_in(keys, key, prefix, high - 1).end
             }
         }
     }
 
+    /// The keys of `group`.
+    fn keys_of(&self, group: usize) -> Range<usize> {
+        let start_of = |group: usize| self.groups.get(group).map(|group| group.start as usize);
+        let end = start_of(group + 1).unwrap_or(self.codes.len());
+        start_of(group).unwrap_or(end)..end
+    }
+
     /// The keys of `group` that may equal `key`.
-    fn bounds(&self, keys: &impl Keys, key: &[u8], group: usize) -> Range<usize> {
-        let first = group * GROUP;
-        let codes = self.codes.get(first..).unwrap_or_default();
-        let codes = codes.get(..GROUP).unwrap_or(codes);
-        let prefix = self.prefixes.get(group).map_or(0, |prefix| *prefix as usize);
-        let shared = keys.key(first).get(..prefix).unwrap_or_default();
-        let (head, rest) = key.split_at_checked(prefix).unwrap_or((key, &[]));
-        match head.cmp(shared) {
-            Ordering::Less => return first..first,
-            Ordering::Greater => return first + codes.len()..first + codes.len(),
-            Ordering::Equal => {}
+    fn narrow_in(&self, keys: &impl Keys, key: &[u8], all: usize, group: usize) -> Range<usize> {
+        let Range { start, end } = self.keys_of(group);
+        let codes = self.codes.get(start..end).unwrap_or_default();
+        let prefix = self.groups.get(group).map_or(0, |group| group.prefix as usize);
+        let head = key.get(..prefix).unwrap_or(key);
+        let code = code::of(key, prefix);
+        let below = count_in_group(codes, code);
+        let low = start + below;
+        if prefix > all {
+            // Any key of the group tells what it begins with: this one is wanted next.
+            let near = keys.key(low.min(end - 1));
+            match head.cmp(near.get(..prefix).unwrap_or_default()) {
+                Ordering::Less => return start..start,
+                Ordering::Greater => return end..end,
+                Ordering::Equal => {}
+            }
         }
-        let code = code::of(rest);
-        let low = count_in_group(codes, code);
-        let equal = code::ties(codes.get(low..).unwrap_or_default(), code);
-        first + low..first + low + equal
+        low..low + code::ties(codes.get(below..).unwrap_or_default(), code)
     }
 
     pub(super) fn bytes(&self) -> usize {
-        size_of_val(&*self.heads)
+        size_of_val(&*self.parts)
             + self.tree.bytes()
-            + size_of_val(&*self.prefixes)
+            + size_of_val(&*self.groups)
             + size_of_val(&*self.codes)
     }
 }

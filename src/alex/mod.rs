@@ -2,10 +2,10 @@
 //! where it is not.
 //!
 //! Keys are compared by their *codes*: eight bytes behind what all keys have in common, as a number
-//! that sorts like them. The search over codes is one of four, chosen by what it would cost on
-//! the keys at hand ([`cost`]): a model tree after ALEX (Ding et al., 2020), an S+tree, groups with
-//! codes of their own, or binary search. All are derived from keys that were checked, and none is
-//! ever stored.
+//! that sorts like them. The search is one of five, chosen by what it would cost on the keys at
+//! hand ([`cost`]): a model tree after ALEX (Ding et al., 2020), an S+tree, groups with codes of
+//! their own, or binary search over codes or over the keys themselves. All are derived from keys
+//! that were checked, and none is ever stored.
 //!
 //! The models only predict: every answer is checked against the codes, so a bad model is slow and
 //! never wrong.
@@ -46,7 +46,9 @@ pub(crate) trait Keys {
 /// How codes are searched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Kind {
-    /// Binary search: for few keys nothing is faster.
+    /// Binary search over the keys: for a few of them, or where codes part none, nothing is faster.
+    Plain,
+    /// Binary search over codes.
     Binary,
     /// Nodes of 16 codes.
     Tree,
@@ -57,9 +59,14 @@ pub(crate) enum Kind {
 }
 
 /// All kinds, in the order in which ties of the cost are broken.
-pub(crate) const KINDS: [Kind; 4] = [Kind::Binary, Kind::Tree, Kind::Grouped, Kind::Model];
+pub(crate) const KINDS: [Kind; 5] =
+    [Kind::Plain, Kind::Binary, Kind::Tree, Kind::Grouped, Kind::Model];
+
+/// The common prefix that is kept beside the search.
+const PREFIX_BYTES: usize = 32;
 
 enum Search {
+    Plain,
     Binary,
     Tree(STree),
     Grouped(Grouped),
@@ -79,23 +86,45 @@ pub(crate) struct Report {
 
 /// Finds keys among those that it was built for.
 pub(crate) struct Locator {
-    /// The bytes that all keys begin with.
-    prefix: usize,
-    /// One for each key; those of a grouped search stand in it.
+    prefix: Prefix,
+    /// One for each key; those of a grouped search stand in it, a plain one has none.
     codes: Codes,
     search: Search,
+}
+
+/// The bytes that all keys begin with; here if they are few, else at the first key, which is far
+/// away in memory.
+struct Prefix {
+    len: usize,
+    bytes: [u8; PREFIX_BYTES],
+}
+
+impl Prefix {
+    fn new(keys: &impl Keys) -> Self {
+        let len = common_prefix(keys);
+        let mut bytes = [0; PREFIX_BYTES];
+        if len > 0 {
+            bytes.iter_mut().zip(keys.key(0)).for_each(|(slot, byte)| *slot = *byte);
+        }
+        Prefix { len, bytes }
+    }
+
+    fn get<'a>(&'a self, keys: &'a impl Keys) -> &'a [u8] {
+        let first = || keys.key(0).get(..self.len).unwrap_or_default();
+        self.bytes.get(..self.len).unwrap_or_else(first)
+    }
 }
 
 impl Locator {
     /// The locator of this kind, or of the one that costs least on `keys`.
     pub(crate) fn new(keys: &impl Keys, kind: Option<Kind>) -> Self {
-        let prefix = common_prefix(keys);
-        let codes = Codes::new(keys, prefix);
+        let prefix = Prefix::new(keys);
+        let codes = Codes::new(keys, prefix.len);
         match kind {
             Some(kind) => Locator::build(keys, prefix, codes, kind, None),
             None => {
                 let model = Model::new(codes.as_slice());
-                let kind = cost::cheapest(keys, prefix, codes.as_slice(), model.cost());
+                let kind = cost::cheapest(keys, prefix.len, codes.as_slice(), model.cost());
                 Locator::build(keys, prefix, codes, kind, Some(model))
             }
         }
@@ -103,17 +132,20 @@ impl Locator {
 
     fn build(
         keys: &impl Keys,
-        prefix: usize,
+        prefix: Prefix,
         codes: Codes,
         kind: Kind,
         model: Option<Model>,
     ) -> Self {
         let search = match kind {
+            Kind::Plain => {
+                return Locator { prefix, codes: Codes::default(), search: Search::Plain };
+            }
             Kind::Binary => Search::Binary,
             Kind::Tree => Search::Tree(STree::new(codes.as_slice())),
             Kind::Model => Search::Model(model.unwrap_or_else(|| Model::new(codes.as_slice()))),
             Kind::Grouped => {
-                let search = Search::Grouped(Grouped::new(keys, prefix));
+                let search = Search::Grouped(Grouped::new(keys, prefix.len));
                 return Locator { prefix, codes: Codes::default(), search };
             }
         };
@@ -123,30 +155,41 @@ impl Locator {
     /// The keys that may equal `key`: see the invariants. `keys` are those it was built for.
     pub(crate) fn narrow(&self, keys: &impl Keys, key: &[u8]) -> Range<usize> {
         let len = keys.len();
-        let prefix = match len {
-            0 => return 0..0,
-            _ => keys.key(0).get(..self.prefix).unwrap_or_default(),
-        };
-        let (head, rest) = key.split_at_checked(self.prefix).unwrap_or((key, &[]));
-        match head.cmp(prefix) {
+        if matches!(self.search, Search::Plain) {
+            return 0..len;
+        }
+        let head = key.get(..self.prefix.len).unwrap_or(key);
+        match head.cmp(self.prefix.get(keys)) {
             Ordering::Less => return 0..0,
             Ordering::Greater => return len..len,
             Ordering::Equal => {}
         }
-        let code = code::of(rest);
+        let code = code::of(key, self.prefix.len);
         let codes = self.codes.as_slice();
         let low = match &self.search {
+            Search::Plain => return 0..len,
             Search::Binary => codes.partition_point(|c| *c < code),
             Search::Tree(tree) => tree.lower_bound(codes, code),
             Search::Model(model) => model.lower_bound(codes, code),
-            Search::Grouped(grouped) => return grouped.narrow(keys, key, code),
+            Search::Grouped(grouped) => return grouped.narrow(keys, key, self.prefix.len, code),
         };
         low..low + code::ties(codes.get(low..).unwrap_or_default(), code)
+    }
+
+    /// The number of keys that are below `key`. `keys` are those it was built for.
+    pub(crate) fn count_below(&self, keys: &impl Keys, key: &[u8]) -> usize {
+        let Range { start: mut low, end: mut high } = self.narrow(keys, key);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if keys.key(middle) < key { low = middle + 1 } else { high = middle }
+        }
+        low
     }
 
     /// What it is.
     pub(crate) fn report(&self) -> Report {
         let (kind, mean_error, max_error, bytes) = match &self.search {
+            Search::Plain => (Kind::Plain, 0.0, 0, 0),
             Search::Binary => (Kind::Binary, 0.0, 0, 0),
             Search::Tree(tree) => (Kind::Tree, 0.0, 0, tree.bytes()),
             Search::Grouped(grouped) => (Kind::Grouped, 0.0, 0, grouped.bytes()),

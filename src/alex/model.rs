@@ -10,7 +10,7 @@
 //! 2. The leaves divide the codes in order. A leaf answers for codes of its own part of the range,
 //!    and its answer is within its codes, or right behind them.
 
-use super::code::count_below;
+use super::code::count_in;
 use super::cost;
 
 /// Leaves are not divided into parts of fewer codes, on average.
@@ -25,11 +25,14 @@ const PARTS: [usize; 3] = [PART_MIN, 4 * PART_MIN, 16 * PART_MIN];
 const DEPTH_MAX: usize = 3;
 /// Marks a child that is an inner node.
 const INNER: u32 = 1 << 31;
-/// Leaves with errors up to these are searched by counting in so many codes.
-pub(super) const NEAR: u32 = 3;
-pub(super) const NEAR_CODES: usize = 8;
-pub(super) const FAR: u32 = 15;
-pub(super) const FAR_CODES: usize = 32;
+/// Leaves with errors up to these are searched by counting in so many codes: as many in each as the
+/// worst of them needs, for a processor that cannot foresee how many waits for the leaf.
+const NEAR: u32 = 3;
+const NEAR_CODES: usize = 8;
+const MIDDLE: u32 = 7;
+const MIDDLE_CODES: usize = 16;
+const FAR: u32 = 15;
+const FAR_CODES: usize = 32;
 
 pub(super) struct Model {
     root: u32,
@@ -42,6 +45,8 @@ pub(super) struct Model {
     codes: usize,
     /// Parts of inner nodes, loaded or not.
     parts: usize,
+    /// The largest error of the leaves that are searched by counting.
+    counted: u32,
 }
 
 /// Divides codes from `base` on evenly.
@@ -98,6 +103,7 @@ impl Model {
             cost: 0,
             codes: codes.len(),
             parts: 0,
+            counted: 0,
         };
         model.root = model.load(codes, 0, codes.len(), 0);
         model
@@ -109,7 +115,7 @@ impl Model {
         let has_room = |fanout: &usize| {
             depth < DEPTH_MAX && (self.parts + fanout) * PART_BYTES <= codes.len() * BYTES_MAX
         };
-        match best_fanout(codes, first, end, fit.cost).filter(has_room) {
+        match best_fanout(codes, first, end, depth, fit.cost).filter(has_room) {
             None => self.add_leaf(&fit),
             Some(fanout) => self.add_inner(codes, first, end, depth, fanout),
         }
@@ -119,6 +125,9 @@ impl Model {
         self.errors += fit.errors;
         self.cost += fit.cost;
         self.leaves.push(fit.leaf);
+        if fit.leaf.error <= FAR {
+            self.counted = self.counted.max(fit.leaf.error);
+        }
         number(self.leaves.len() - 1)
     }
 
@@ -130,7 +139,7 @@ impl Model {
         depth: usize,
         fanout: usize,
     ) -> u32 {
-        self.cost += cost::HOP * (end - first) as u64;
+        self.cost += hop(depth) * (end - first) as u64;
         self.parts += fanout;
         let division = Division::new(codes, first, end, fanout);
         let start = self.children.len();
@@ -166,7 +175,7 @@ impl Model {
             node = self.children.get(inner.child_of(code)).copied().unwrap_or(0);
         }
         match self.leaves.get(node as usize) {
-            Some(leaf) => leaf.lower_bound(codes, code),
+            Some(leaf) => leaf.lower_bound(codes, code, self.counted),
             None => unreachable!("children are nodes of this tree"),
         }
     }
@@ -243,9 +252,20 @@ fn span_of(codes: &[u64], first: usize, end: usize) -> (u64, u64) {
     (base, of(end.max(first + 1) - 1) - base)
 }
 
+/// What an inner node at this depth costs a lookup.
+fn hop(depth: usize) -> u64 {
+    if depth == 0 { cost::HOP } else { cost::HOP_BELOW }
+}
+
 /// Into how many parts to divide `codes[first..end]`, which cost `undivided` in one leaf: ALEX's
 /// choice of the cheapest fan-out, among few.
-fn best_fanout(codes: &[u64], first: usize, end: usize, undivided: u64) -> Option<usize> {
+fn best_fanout(
+    codes: &[u64],
+    first: usize,
+    end: usize,
+    depth: usize,
+    undivided: u64,
+) -> Option<usize> {
     let count = end - first;
     let mut best = (undivided, None);
     for fanout in PARTS.map(|part| count / part) {
@@ -255,7 +275,7 @@ fn best_fanout(codes: &[u64], first: usize, end: usize, undivided: u64) -> Optio
         let division = Division::new(codes, first, end, fanout);
         let parts = division.parts(codes);
         let leaves: u64 = parts.map(|(first, end)| Leaf::fit(codes, first, end).cost).sum();
-        let cost = leaves + cost::HOP * count as u64 + cost::CHILD * fanout as u64;
+        let cost = leaves + hop(depth) * count as u64 + cost::CHILD * fanout as u64;
         if cost < best.0 {
             best = (cost, Some(fanout));
         }
@@ -294,6 +314,8 @@ impl Leaf {
         let count = part.len() as u64;
         let cost = if leaf.error <= NEAR {
             cost::NEAR * count
+        } else if leaf.error <= MIDDLE {
+            cost::MIDDLE * count
         } else if leaf.error <= FAR {
             cost::FAR * count
         } else {
@@ -309,7 +331,7 @@ impl Leaf {
         along as i64 + i64::from(self.start)
     }
 
-    fn lower_bound(&self, codes: &[u64], code: u64) -> usize {
+    fn lower_bound(&self, codes: &[u64], code: u64, counted: u32) -> usize {
         let (first, end) = (self.first as usize, self.end as usize);
         let place = usize::try_from(self.line(code).max(0)).unwrap_or(usize::MAX);
         let guess = first + place.min(end - first);
@@ -319,13 +341,12 @@ impl Leaf {
         // The answer is at most so far from the guess, and one behind the last code that is below.
         let from = guess.saturating_sub(self.error as usize).max(first);
         let near = codes.get(from..).unwrap_or_default();
-        let count = match (self.error <= NEAR, near.first_chunk::<NEAR_CODES>()) {
-            (true, Some(near)) => count_below(near, code),
-            (true, None) => count_below(near, code),
-            (false, _) => match near.first_chunk::<FAR_CODES>() {
-                Some(near) => count_below(near, code),
-                None => count_below(near, code),
-            },
+        let count = if counted <= NEAR {
+            count_in::<NEAR_CODES>(near, code)
+        } else if counted <= MIDDLE {
+            count_in::<MIDDLE_CODES>(near, code)
+        } else {
+            count_in::<FAR_CODES>(near, code)
         };
         from + count
     }

@@ -1,13 +1,12 @@
 //! An S+tree: a static tree of nodes of 16 codes, over an array that stays as it is.
 //!
 //! Each level holds the last code of every node of the level below; a lookup counts, in one node of
-//! each level, the codes that are below its own. The compiler turns the count into vector
-//! instructions of the machine it compiles for; wider ones gain nothing measurable.
+//! each level, the codes that are below its own. Vector instructions gain nothing measurable there.
 //!
 //! Invariants:
 //! 1. Node `i` of a level has the entries `16 i..16 i + 16` of it, the last node what is left.
 
-use super::code::count_below;
+use super::code::count_in;
 
 /// Codes in a node.
 const NODE: usize = 16;
@@ -62,10 +61,5 @@ impl STree {
 fn descend(level: &[u64], node: usize, code: u64) -> usize {
     let start = node * NODE;
     let rest = level.get(start..).unwrap_or_default();
-    // The length of a whole node is known when this is compiled.
-    start
-        + match rest.first_chunk::<NODE>() {
-            Some(node) => count_below(node, code),
-            None => count_below(rest, code),
-        }
+    start + count_in::<NODE>(rest, code)
 }

@@ -162,7 +162,16 @@ impl Core {
             tables: level.runs.iter().map(|run| run.tables.len()).sum(),
             bytes: level.runs.iter().map(|run| run.bytes()).sum(),
             entries: level.runs.iter().map(|run| run.entries()).sum(),
-            indexes: IndexStats::of(level.runs.iter().flat_map(|run| &run.tables)),
+            indexes: IndexStats::of(
+                level
+                    .runs
+                    .iter()
+                    .flat_map(|run| &run.tables)
+                    .map(|t| (t.index_report(), t.blocks())),
+            ),
+            run_indexes: IndexStats::of(
+                level.runs.iter().map(|run| (run.report(), run.tables.len())),
+            ),
             filters: FilterStats::of(
                 level.runs.iter().flat_map(|run| &run.tables),
                 shape.filter_bits_for(at, last),

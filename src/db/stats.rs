@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::alex::Kind;
+use crate::alex::{Kind, Report};
 use crate::filter::expected_false_positives;
 use crate::sstable::Table;
 
@@ -42,8 +42,8 @@ impl Metrics {
     }
 }
 
-/// How the tables of a level find the block of a key: each has the search that costs least on its
-/// own keys. Counts are of tables.
+/// How the tables of a level find the block of a key, or its runs the table of one: each has the
+/// search that costs least on its own keys. Counts are of tables, or of runs.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[non_exhaustive]
 pub struct IndexStats {
@@ -53,36 +53,36 @@ pub struct IndexStats {
     pub tree: usize,
     /// By such trees over groups of keys, and eight other bytes in each group.
     pub grouped: usize,
-    /// By binary search.
+    /// By binary search, over eight bytes of each key or over the keys themselves.
     pub binary: usize,
-    /// The mean error of the models, in blocks.
+    /// The mean error of the models, in blocks, or in tables.
     pub mean_error: f64,
-    /// Their largest error, in blocks.
+    /// Their largest error, in blocks, or in tables.
     pub max_error: u64,
     /// What all of them take beyond the keys, in bytes.
     pub bytes: usize,
 }
 
 impl IndexStats {
-    pub(super) fn of<'a>(tables: impl Iterator<Item = &'a Arc<Table>>) -> Self {
+    /// Of these searches, each over so many keys.
+    pub(super) fn of(searches: impl Iterator<Item = (Report, usize)>) -> Self {
         let mut stats = IndexStats::default();
-        let (mut blocks, mut errors) = (0, 0.0);
-        for table in tables {
-            let report = table.index_report();
+        let (mut predicted, mut errors) = (0, 0.0);
+        for (report, keys) in searches {
             stats.bytes += report.bytes;
             match report.kind {
-                Kind::Binary => stats.binary += 1,
+                Kind::Plain | Kind::Binary => stats.binary += 1,
                 Kind::Tree => stats.tree += 1,
                 Kind::Grouped => stats.grouped += 1,
                 Kind::Model => {
                     stats.learned += 1;
                     stats.max_error = stats.max_error.max(report.max_error);
-                    blocks += table.blocks();
-                    errors += report.mean_error * table.blocks() as f64;
+                    predicted += keys;
+                    errors += report.mean_error * keys as f64;
                 }
             }
         }
-        stats.mean_error = errors / blocks.max(1) as f64;
+        stats.mean_error = errors / predicted.max(1) as f64;
         stats
     }
 }
@@ -130,6 +130,8 @@ pub struct LevelStats {
     pub entries: u64,
     /// How its tables find a block.
     pub indexes: IndexStats,
+    /// How its runs find a table.
+    pub run_indexes: IndexStats,
     /// What its filters let pass.
     pub filters: FilterStats,
 }

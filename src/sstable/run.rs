@@ -3,8 +3,12 @@
 //! Invariants:
 //! 1. A run has at least one table; user-key ranges ascend and do not overlap.
 //! 2. All versions of a user key that the run holds are in one of its tables.
+//! 3. What finds a table is derived from the largest keys when the run is built, as what finds a
+//!    block of a table is (see `alex`): few tables are searched plainly.
 
 use std::sync::Arc;
+
+use crate::alex::{Keys, Locator, Report};
 
 use super::Table;
 
@@ -14,6 +18,20 @@ pub(crate) struct Run {
     pub(crate) id: u64,
     /// The tables, by key.
     pub(crate) tables: Box<[Arc<Table>]>,
+    locator: Locator,
+}
+
+/// The largest keys of tables.
+struct Largest<'a>(&'a [Arc<Table>]);
+
+impl Keys for Largest<'_> {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn key(&self, index: usize) -> &[u8] {
+        self.0.get(index).map_or(&[], |table| &table.meta().largest)
+    }
 }
 
 impl Run {
@@ -32,7 +50,8 @@ impl Run {
                 b.meta().number
             );
         }
-        Run { id, tables: tables.into_boxed_slice() }
+        let locator = Locator::new(&Largest(&tables), None);
+        Run { id, tables: tables.into_boxed_slice(), locator }
     }
 
     /// The table that holds `key`, if one does.
@@ -43,7 +62,12 @@ impl Run {
 
     /// The number of tables that end before `key`.
     pub(crate) fn first_not_before(&self, key: &[u8]) -> usize {
-        self.tables.partition_point(|table| table.meta().largest.as_slice() < key)
+        self.locator.count_below(&Largest(&self.tables), key)
+    }
+
+    /// How it finds a table.
+    pub(crate) fn report(&self) -> Report {
+        self.locator.report()
     }
 
     /// The size of the files, in bytes.

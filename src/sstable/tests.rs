@@ -32,6 +32,7 @@ use crate::sstable::format::Handle;
 type Entries = Vec<(Vec<u8>, Trailer, Vec<u8>)>;
 
 mod decoding;
+mod runs;
 
 fn fs() -> Fs {
     Env::new(&Default::default()).unwrap().fs().clone()
@@ -532,19 +533,6 @@ fn an_iterator_at_its_end_has_no_entry() {
     iter.seek(None);
     collect(&mut iter).unwrap();
     iter.advance();
-}
-
-#[test]
-#[should_panic(expected = "tables 2 and 1 of run 3 overlap or are out of order")]
-fn the_tables_of_a_run_stand_in_order() {
-    let fs = fs();
-    let dir = tempfile::tempdir().unwrap();
-    let open = |number| {
-        let how = options(150, Compression::None);
-        let meta = block_on(write(&fs, dir.path(), number, how, &small_table())).unwrap();
-        opened(&fs, dir.path(), meta)
-    };
-    Run::new(3, vec![open(2), open(1)]);
 }
 
 #[test]

@@ -219,6 +219,31 @@ fn stats_tell_how_blocks_are_found() {
 }
 
 #[test]
+fn stats_tell_how_the_tables_of_a_run_are_found() {
+    let options = plain().table_bytes(8192).compression(Compression::None);
+    let (_dir, db) = open(&options);
+    for i in 0..3000u64 {
+        run(db.put((i * 1000).to_be_bytes(), noise(i, 200))).unwrap();
+    }
+    run(db.flush()).unwrap();
+    run(db.compact_range(..)).unwrap();
+    let stats = db.stats();
+    let level = stats.levels.iter().find(|level| level.tables > 0).unwrap();
+    assert!(level.runs == 1 && level.tables >= 50, "{level:?}");
+    let found = &level.run_indexes;
+    assert_eq!((found.learned, found.tree, found.grouped, found.binary), (1, 0, 0, 0));
+    assert!(found.max_error <= 15 && found.mean_error <= found.max_error as f64, "{found:?}");
+    assert!((8 * level.tables..=12 * level.tables).contains(&found.bytes), "{found:?}");
+    assert!(stats.table_memory_bytes > found.bytes + level.indexes.bytes);
+    // One table needs no search.
+    let (_dir, db) = open(&plain());
+    run(db.put(b"k", b"v")).unwrap();
+    run(db.flush()).unwrap();
+    let level = db.stats().levels.into_iter().find(|level| level.tables > 0).unwrap();
+    assert_eq!((level.run_indexes.binary, level.run_indexes.bytes), (1, 0));
+}
+
+#[test]
 fn filters_let_pass_what_is_expected_of_them() {
     let (_dir, db) = open(&plain().filter_bits_per_key(8.0));
     let fill = |ids: std::ops::Range<u64>| {
