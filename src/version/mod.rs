@@ -28,7 +28,7 @@ use crate::sstable::{Run, Table};
 use crate::vlog::ValuesMeta;
 use crate::vlog::file::ValueFile;
 
-use state::State;
+use state::{RunMeta, State};
 
 /// The number of levels of every tree.
 pub(crate) const LEVELS: usize = 7;
@@ -91,14 +91,25 @@ impl Version {
             level.runs = runs
                 .iter()
                 .map(|run| {
-                    let tables = run.tables.iter().map(|meta| handle(meta.number)).collect();
-                    Arc::new(Run::new(run.id, tables))
+                    previous.same_run(run).cloned().unwrap_or_else(|| {
+                        let tables = run.tables.iter().map(|meta| handle(meta.number)).collect();
+                        Arc::new(Run::new(run.id, tables))
+                    })
                 })
                 .collect();
         }
         version.take_values(state, previous, opened);
         version.check();
         version
+    }
+
+    /// The run that `meta` describes, if this version has it: what finds its tables is there.
+    fn same_run(&self, meta: &RunMeta) -> Option<&Arc<Run>> {
+        let named = || meta.tables.iter().map(|table| table.number);
+        let is_same = |run: &&Arc<Run>| {
+            run.id == meta.id && run.tables.iter().map(|table| table.meta().number).eq(named())
+        };
+        self.runs().find(is_same)
     }
 
     fn take_values(&mut self, state: &State, previous: &Version, opened: &Opened) {
@@ -167,10 +178,12 @@ impl Version {
         self.runs().count()
     }
 
-    /// The memory that the open files hold (filters, indexes, offsets), in bytes.
+    /// The memory that the open files hold (filters, indexes, offsets), in bytes, with what finds
+    /// the tables of a run.
     pub(crate) fn resident_bytes(&self) -> usize {
+        let runs: usize = self.runs().map(|run| run.report().bytes).sum();
         let tables: usize = self.tables().map(|table| table.resident_bytes()).sum();
-        tables + self.values.iter().map(|values| values.file.resident_bytes()).sum::<usize>()
+        runs + tables + self.values.iter().map(|values| values.file.resident_bytes()).sum::<usize>()
     }
 
     /// The deepest level that holds a run; 0 for an empty version.

@@ -162,6 +162,26 @@ fn edits_survive_reopening_and_numbers_are_not_reused() {
 }
 
 #[test]
+fn runs_that_an_edit_leaves_alone_are_shared() {
+    let bed = Bed::new();
+    let (set, _, _names) = bed.open();
+    bed.flush(&set, &["a"], 1);
+    let other = bed.flush(&set, &["b"], 2);
+    let before = set.current();
+    // The other run ends as another table with the same age.
+    let table = bed.table(&set, &["b", "c"], 2);
+    let edit = VersionEdit {
+        tables_added: vec![(0, 2, Arc::clone(table.meta()))],
+        tables_removed: vec![other.number],
+        ..VersionEdit::default()
+    };
+    let after = block_on(set.apply(edit, vec![table], Arc::clone)).unwrap();
+    let same: Vec<bool> = before.runs().zip(after.runs()).map(|(a, b)| Arc::ptr_eq(a, b)).collect();
+    assert_eq!(same, [false, true]);
+    assert!(after.runs().next().unwrap().find(b"c").is_some());
+}
+
+#[test]
 fn tables_that_leave_are_retired_after_their_last_reader() {
     let bed = Bed::new();
     let (set, _, mut names) = bed.open();
