@@ -1,9 +1,13 @@
 //! Flushes and merges on real files against a plain list of all versions.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::FutureExt;
 use futures::channel::mpsc::{self, UnboundedReceiver};
 use futures::executor::block_on;
 use parking_lot::Mutex;
@@ -11,6 +15,7 @@ use seerdb_io::{AlignedBuf, Env, EnvOptions, OpenOptions};
 use tempfile::TempDir;
 
 use super::*;
+use crate::compaction::control::Control;
 use crate::compaction::picker;
 use crate::compaction::policy::Shape;
 use crate::compaction::{OutputLevel, Tree};
@@ -360,6 +365,46 @@ fn a_damaged_input_fails_the_merge_and_stays() {
     assert!(failed.is_corruption(), "{failed}");
     assert_eq!(failed.location().unwrap().0, victim);
     assert_eq!(bed.tables_on_disk(), tables);
+}
+
+#[test]
+fn a_merge_that_is_paused_stops_where_it_is() {
+    let mut bed = Bed::new(small());
+    let (keys, value) = ((0..5000).map(|i| format!("{i:05}")).collect::<Vec<_>>(), "x".repeat(300));
+    for _ in 0..2 {
+        let writes: Vec<_> = keys.iter().map(|key| (key.as_str(), Some(&*value))).collect();
+        bed.flush(&writes);
+    }
+    let version = bed.set.current();
+    let choice = picker::pick_all(&Tree::of(&version), &bed.shape()).unwrap();
+    let (control, clock) = (Control::default(), bed.env.clock().clone());
+    control.pause();
+    let outcome = bed.with(|ctx| {
+        let snapshots = ctx.snapshots.clone();
+        let ctx = Context { control: Some(&control), snapshots, ..*ctx };
+        let mut merge = pin!(run(&ctx, &version, &choice));
+        // A mebibyte are some 3300 of the entries.
+        let mut wait_until = |stops: &dyn Fn(u64) -> bool| {
+            for _ in 0..100_000 {
+                assert!(merge.as_mut().now_or_never().is_none(), "the merge is paused");
+                let (met, all) = control.progress().unwrap();
+                assert!(met < 4000 && all == 10_000, "{met} of {all}");
+                if stops(met) {
+                    return;
+                }
+                block_on(clock.sleep(Duration::from_micros(100)));
+            }
+            panic!("it does not begin");
+        };
+        wait_until(&|met| met > 3000);
+        let polls = Cell::new(0);
+        wait_until(&|_| polls.replace(polls.get() + 1) == 100);
+        control.resume();
+        block_on(merge).unwrap()
+    });
+    drop(version);
+    bed.apply(outcome);
+    assert_eq!(bed.stored().len(), 5000);
 }
 
 /// A description and its table that disagree must not make a merge drop or invent anything.
