@@ -48,7 +48,6 @@ static ALLOCATOR: seerdb::Jemalloc = seerdb::Jemalloc;
 const VALUE_BYTES_MAX: usize = 16 << 20;
 /// Rows that are ready together are sent as one chunk, up to this many.
 const CHUNK_ROWS: usize = 64;
-const RETRY_AFTER_SECONDS: &str = "1";
 /// How long requests under way may take after the signal: a client that reads slowly must not
 /// keep the database open.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
@@ -241,10 +240,15 @@ fn percent_decode(text: &str) -> Result<Vec<u8>, Failure> {
 }
 
 /// An answer that is not a success.
-struct Failure(StatusCode, String);
+struct Failure {
+    status: StatusCode,
+    message: String,
+    retry_after: Duration,
+}
 
 fn bad(message: &str) -> Failure {
-    Failure(StatusCode::BAD_REQUEST, message.into())
+    let (status, retry_after) = (StatusCode::BAD_REQUEST, Duration::ZERO);
+    Failure { status, message: message.into(), retry_after }
 }
 
 impl From<seerdb::Error> for Failure {
@@ -258,16 +262,19 @@ impl From<seerdb::Error> for Failure {
         if status == StatusCode::INTERNAL_SERVER_ERROR {
             eprintln!("kv_server: {error}");
         }
-        Self(status, error.to_string())
+        let retry_after = error.retry_after().unwrap_or_default();
+        Self { status, message: error.to_string(), retry_after }
     }
 }
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let Self(status, message) = self;
+        let Self { status, message, retry_after } = self;
         let body = message + "\n";
         if status == StatusCode::SERVICE_UNAVAILABLE {
-            return (status, [(header::RETRY_AFTER, RETRY_AFTER_SECONDS)], body).into_response();
+            // Whole seconds, and never at once.
+            let seconds = retry_after.as_secs() + 1;
+            return (status, [(header::RETRY_AFTER, seconds.to_string())], body).into_response();
         }
         (status, body).into_response()
     }

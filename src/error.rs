@@ -7,6 +7,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A result whose error is an [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
@@ -48,13 +49,20 @@ struct Repr {
     kind: ErrorKind,
     context: String,
     location: Option<(PathBuf, u64)>,
+    retry_after: Option<Duration>,
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Repr {
+    fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
+        Repr { kind, context: context.into(), location: None, retry_after: None, source: None }
+    }
 }
 
 impl Error {
     /// An error of `kind` that says what happened.
     pub(crate) fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
-        Error(Arc::new(Repr { kind, context: context.into(), location: None, source: None }))
+        Error(Arc::new(Repr::new(kind, context)))
     }
 
     /// The caller passed something wrong.
@@ -68,12 +76,8 @@ impl Error {
         offset: u64,
         what: impl Into<String>,
     ) -> Self {
-        Error(Arc::new(Repr {
-            kind: ErrorKind::Corruption,
-            context: what.into(),
-            location: Some((file.into(), offset)),
-            source: None,
-        }))
+        let location = Some((file.into(), offset));
+        Error(Arc::new(Repr { location, ..Repr::new(ErrorKind::Corruption, what) }))
     }
 
     /// The database is closed.
@@ -87,6 +91,13 @@ impl Error {
         Error::new(ErrorKind::Forked, sentence)
     }
 
+    /// A write would have to wait, for about so long.
+    pub(crate) fn would_stall(retry_after: Duration) -> Self {
+        let context = "the write would have to wait for a flush";
+        let retry_after = Some(retry_after);
+        Error(Arc::new(Repr { retry_after, ..Repr::new(ErrorKind::WouldStall, context) }))
+    }
+
     /// An error of `kind` caused by `source`.
     pub(crate) fn caused(
         kind: ErrorKind,
@@ -94,12 +105,7 @@ impl Error {
         source: impl std::error::Error + Send + Sync + 'static,
     ) -> Self {
         let source: Arc<dyn std::error::Error + Send + Sync> = Arc::new(source);
-        Error(Arc::new(Repr {
-            kind,
-            context: context.into(),
-            location: None,
-            source: Some(source),
-        }))
+        Error(Arc::new(Repr { source: Some(source), ..Repr::new(kind, context) }))
     }
 
     /// The same failure, told with what it means for the caller.
@@ -115,6 +121,11 @@ impl Error {
     /// For corruption: the file, and the byte offset in it where the damage was noticed.
     pub fn location(&self) -> Option<(&Path, u64)> {
         self.0.location.as_ref().map(|(file, offset)| (file.as_path(), *offset))
+    }
+
+    /// For `WouldStall`: when to try again. A guess from the pace of recent flushes.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.0.retry_after
     }
 
     /// Whether the same call may succeed later without anybody mending anything.

@@ -45,6 +45,8 @@ impl DB {
     /// ```
     pub fn pause_compaction(&self) -> CompactionPause {
         self.core().control.pause();
+        // Flushes no longer wait for merges.
+        self.core().version_event.notify(usize::MAX);
         CompactionPause { db: self.clone() }
     }
 

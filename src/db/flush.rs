@@ -88,7 +88,7 @@ async fn flush(core: &Arc<Core>, memtable: &Arc<Memtable>, next: &Arc<Memtable>)
     }
     core.wait_for_merges().await?;
     let span = tracing::debug_span!("flush", entries = memtable.entries());
-    let total = memtable.bytes();
+    let (total, began) = (memtable.bytes(), core.env.clock().now());
     let released = AtomicUsize::new(0);
     let progress = |written: u64| {
         let before = released.load(Ordering::Relaxed);
@@ -106,7 +106,11 @@ async fn flush(core: &Arc<Core>, memtable: &Arc<Memtable>, next: &Arc<Memtable>)
     let released = released.load(Ordering::Relaxed);
     match &outcome {
         Ok(()) if planted!(LeakCredits) => {}
-        Ok(()) => core.throttle.release(total - released),
+        Ok(()) => {
+            core.throttle.release(total - released);
+            let took = core.env.clock().now().saturating_sub(began);
+            core.metrics.learn_flush(total, took);
+        }
         // The memtable is still there, and so is its memory.
         Err(_) => core.throttle.take_back(released),
     }
@@ -188,12 +192,18 @@ impl Core {
         Some((oldest, oldest_first.next()?.clone()))
     }
 
-    /// Waits while level 0 has too many runs.
+    /// How a write is turned away that would have to wait for so many bytes of memtables.
+    pub(super) fn would_stall(&self, bytes: usize) -> Error {
+        Error::would_stall(self.metrics.time_to_free(self.throttle.missing(bytes)))
+    }
+
+    /// Waits while level 0 has too many runs, unless nobody may merge them.
     async fn wait_for_merges(&self) -> Result<()> {
         let runs_max = RUNS_MAX.max(self.settings.runs_per_level + RUNS_ABOVE);
         self.wait_while(|| {
             let runs = self.versions.current().levels().first().map_or(0, |l| l.runs.len());
-            runs >= runs_max && self.merge_error.lock().is_none()
+            let is_merged = self.merge_error.lock().is_none() && !self.control.is_paused();
+            runs >= runs_max && is_merged
         })
         .await
     }

@@ -77,6 +77,9 @@ pub(super) async fn run(core: Arc<Core>) {
             continue;
         };
         let outcome = merge(&core, &version, choice).await;
+        // It is over when its counters are right, for those who wait for that.
+        core.control.end();
+        core.version_event.notify(usize::MAX);
         // The tables that the merge replaced are gone with it.
         drop(version);
         core.resize_cache();
@@ -116,9 +119,7 @@ async fn merge(core: &Arc<Core>, version: &Arc<Version>, choice: Choice) -> Resu
     tracing::debug!(inputs = choice.inputs.len(), rewritten, "merge begins");
     let mut context = core.job_context(&|_| ());
     context.control = Some(&core.control);
-    let outcome = core.unless_closed(job::run(&context, version, &choice)).await;
-    core.control.end();
-    let outcome = outcome?;
+    let outcome = core.unless_closed(job::run(&context, version, &choice)).await?;
     let bytes: u64 = outcome.opened.iter().map(|t| t.meta().file_bytes).sum();
     if planted!(DeleteInputsEarly) {
         for number in &outcome.edit.tables_removed {

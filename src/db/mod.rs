@@ -218,7 +218,8 @@ impl DB {
     ///
     /// # Errors
     ///
-    /// As for [`DB::put`]; `WouldStall` when the write would have to wait for a flush.
+    /// As for [`DB::put`]; `WouldStall` when the write would have to wait for a flush, with
+    /// [`Error::retry_after`].
     ///
     /// # Cancel safety
     ///

@@ -3,12 +3,19 @@
 //! Invariants:
 //! 1. Counters only grow, relaxed: they order nothing.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::alex::{Kind, Report};
 use crate::filter::expected_false_positives;
 use crate::sstable::Table;
+
+/// How long a flush may take as long as none was seen.
+const FLUSH_GUESS: Duration = Duration::from_millis(50);
+/// Whoever is turned away is told to come back no earlier and no later.
+const RETRY_AFTER: Range<Duration> = Duration::from_millis(1)..Duration::from_secs(5);
 
 /// Defines the counters once: the atomics that the engine bumps.
 #[derive(Default)]
@@ -19,10 +26,18 @@ pub(crate) struct Metrics {
     pub(crate) log_syncs: AtomicU64,
     pub(crate) flushes: AtomicU64,
     pub(crate) flushed_bytes: AtomicU64,
+    /// The bytes of memtables that flushes free in a second, smoothed; 0 before the first.
+    flush_rate: AtomicU64,
     pub(crate) compactions: AtomicU64,
     pub(crate) compacted_bytes: AtomicU64,
     pub(crate) rewrites: AtomicU64,
     pub(crate) rewritten_bytes: AtomicU64,
+}
+
+const MICROS: u64 = 1_000_000;
+
+fn whole_micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Adds `value` to a counter.
@@ -31,6 +46,23 @@ pub(crate) fn add(counter: &AtomicU64, value: u64) {
 }
 
 impl Metrics {
+    /// A flush freed `bytes` of memtable within `took`.
+    pub(super) fn learn_flush(&self, bytes: usize, took: Duration) {
+        let rate = (bytes as u64).saturating_mul(MICROS) / whole_micros(took).max(1);
+        let known = self.flush_rate.load(Ordering::Relaxed);
+        let rate = if known == 0 { rate } else { (known / 4 * 3).saturating_add(rate / 4) };
+        self.flush_rate.store(rate.max(1), Ordering::Relaxed);
+    }
+
+    /// How long flushes will take to free so many bytes of memtables: a guess.
+    pub(super) fn time_to_free(&self, bytes: usize) -> Duration {
+        let guess = match self.flush_rate.load(Ordering::Relaxed) {
+            0 => FLUSH_GUESS,
+            rate => Duration::from_micros((bytes as u64).saturating_mul(MICROS) / rate),
+        };
+        guess.clamp(RETRY_AFTER.start, RETRY_AFTER.end)
+    }
+
     /// A group goes to the log.
     pub(crate) fn log_group(&self) {
         add(&self.log_groups, 1);
@@ -285,5 +317,22 @@ impl Pressure {
     /// Whether a write of ordinary size would have to wait now.
     pub fn is_stalling(&self) -> bool {
         self.level >= 1.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_to_free_memory_follows_the_flushes() {
+        let metrics = Metrics::default();
+        assert_eq!(metrics.time_to_free(1 << 20), FLUSH_GUESS);
+        metrics.learn_flush(1_000_000, Duration::from_millis(100));
+        assert_eq!(metrics.time_to_free(1_000_000), Duration::from_millis(100));
+        metrics.learn_flush(1_000_000, Duration::from_millis(20));
+        assert_eq!(metrics.time_to_free(2_000_000), Duration::from_millis(100));
+        assert_eq!(metrics.time_to_free(0), RETRY_AFTER.start);
+        assert_eq!(metrics.time_to_free(usize::MAX), RETRY_AFTER.end);
     }
 }

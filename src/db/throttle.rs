@@ -132,11 +132,21 @@ impl Throttle {
         self.state.lock().refusal = None;
     }
 
-    /// Used credits over all credits; above 1 while writers wait.
-    pub(crate) fn level(&self) -> f64 {
+    /// The credits that have to come back before `bytes` more are to be had.
+    pub(crate) fn missing(&self, bytes: usize) -> usize {
+        self.wanted(bytes).saturating_sub(self.limit)
+    }
+
+    /// The credits that are used or waited for, and `bytes` more.
+    fn wanted(&self, bytes: usize) -> usize {
         let state = self.state.lock();
         let waiting: usize = state.waiting.iter().map(|(bytes, _)| bytes).sum();
-        (state.used + waiting) as f64 / self.limit as f64
+        state.used.saturating_add(waiting).saturating_add(bytes)
+    }
+
+    /// Used credits over all credits; above 1 while writers wait.
+    pub(crate) fn level(&self) -> f64 {
+        self.wanted(0) as f64 / self.limit as f64
     }
 
     /// How many writes had to wait since the open.
@@ -205,6 +215,7 @@ mod tests {
         let throttle = Throttle::new(10);
         assert!(throttle.try_acquire(1000));
         let mut waiter = throttle.acquire(1);
+        assert_eq!((throttle.missing(0), throttle.missing(5)), (991, 996));
         throttle.refuse(&Error::closed());
         assert!(matches!((&mut waiter).now_or_never(), Some(Err(_))));
         assert!(matches!(throttle.acquire(1).now_or_never(), Some(Err(_))));

@@ -20,7 +20,7 @@ use super::stats;
 use super::throttle::Acquire;
 use crate::batch::{OpHead, WriteOp, check_size};
 use crate::codec::crc32c_append;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::filename::FileNumber;
 use crate::key::{SeqNo, Trailer, ValueKind, check_key, check_value};
 use crate::log::format::Stream;
@@ -296,7 +296,7 @@ impl WriteFuture {
             self.db.core().pipeline.want_flush();
             return State::Credits(acquire);
         }
-        State::Refused(would_stall())
+        State::Refused(self.db.core().would_stall(self.memory_bytes))
     }
 
     /// Appends to the log and inserts into the memtable: the part without an await.
@@ -315,7 +315,10 @@ impl WriteFuture {
                     Err(error) => self.give_up(error),
                 }
             }
-            Err(Refused::NoSegment(_)) => self.give_up(would_stall()),
+            Err(Refused::NoSegment(_)) => {
+                let error = self.db.core().would_stall(0);
+                self.give_up(error)
+            }
             Err(Refused::Error(error)) => self.give_up(error),
         }
     }
@@ -404,10 +407,6 @@ fn separate(ops: &mut Ops, settings: &Settings) {
 fn point_to(op: &WriteOp, segment: FileNumber, position: u64, seqno: SeqNo) -> Pointer {
     let position = u32::try_from(position).expect("a segment is below 4 GiB");
     Pointer::new(segment, position, &op.key, &op.value, op.raw, seqno)
-}
-
-fn would_stall() -> Error {
-    Error::new(ErrorKind::WouldStall, "the write would have to wait for a flush")
 }
 
 impl Future for WriteFuture {

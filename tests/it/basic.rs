@@ -1,12 +1,13 @@
 //! Single keys, batches, durability and what a database says about itself.
 
+use std::future::IntoFuture;
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures::FutureExt;
 use seerdb::{
     Backend, Compression, DB, Durability, Env, EnvOptions, ErrorKind, IntoValue, IoBackend,
 };
-use std::future::IntoFuture;
-use std::time::Duration;
 
 use crate::common::{collect, keys, kind, noise, open, place, plain, run, tiny};
 
@@ -164,6 +165,8 @@ fn try_put_says_when_it_would_have_to_wait() {
     run(db.put(b"a", noise(1, 1000))).unwrap();
     assert!(db.pressure().level > 0.0 && !db.pressure().is_stalling());
     let stalled = run(db.try_put(b"b", noise(2, 9000)));
+    let after = stalled.as_ref().unwrap_err().retry_after().expect("it says when to come back");
+    assert!((Duration::from_millis(1)..=Duration::from_secs(5)).contains(&after), "{after:?}");
     assert_eq!(kind(stalled), ErrorKind::WouldStall);
     assert_eq!(get(&db, b"b"), None);
     assert_eq!(run(db.try_put(b"c", b"small")).unwrap(), 2, "the refused one used no seqno");

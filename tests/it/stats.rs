@@ -117,6 +117,12 @@ fn an_explanation_says_which_merge_is_due_and_why_and_a_pause_holds_it_up() {
     assert_eq!(next.reason, MergeReason::Runs { level: 0, runs: 5, runs_max: 3 });
     assert!(next.rewrite_bytes > 0 && !next.levels.is_empty());
     assert!(report.to_string().contains("level 0 has 5 runs, 3 at most"), "{report}");
+    // Beyond what flushes wait for when merges are only slow.
+    for i in 0..40 {
+        run(db.put(format!("{i:03}"), noise(i, 200))).unwrap();
+        run(db.flush()).unwrap();
+    }
+    assert_eq!(db.stats().levels[0].runs, 45);
     drop(paused);
     let mut waiting = std::pin::pin!(db.wait_for_compaction());
     for _ in 0..50 {
