@@ -20,7 +20,7 @@ pub struct Sources {
     pub disk: u32,
 }
 
-/// What one read did; see [`crate::Get::stats`].
+/// What one read did; see [`crate::Get::stats`] and [`crate::RangeStream::stats`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct ReadStats {
@@ -34,7 +34,7 @@ pub struct ReadStats {
     pub blocks: Sources,
     /// Values that stand in the value log.
     pub values: Sources,
-    /// From the first poll to the last: how long the caller waited.
+    /// From the first poll of a get to the last: how long the caller waited.
     pub waited: Duration,
 }
 

@@ -6,6 +6,9 @@ use std::ops::{
 
 use bytes::Bytes;
 
+use crate::error::{Error, Result};
+use crate::key::check_key;
+
 /// A range of keys: any range expression over byte strings (`b"a"..b"c"`, `"a"..="c"`, `key..`,
 /// `..`), or a pair of [`Bound`]s.
 ///
@@ -42,6 +45,24 @@ impl<A: AsRef<[u8]>, B: AsRef<[u8]>> KeyRange for (Bound<A>, Bound<B>) {
     fn into_bounds(self) -> (Bound<Bytes>, Bound<Bytes>) {
         (own(self.0.as_ref()), own(self.1.as_ref()))
     }
+}
+
+/// Refuses bounds that are inverted, or no keys.
+pub(crate) fn check_range(lower: &Bound<Bytes>, upper: &Bound<Bytes>) -> Result<()> {
+    let inverted = match (lower, upper) {
+        (Bound::Unbounded, _) | (_, Bound::Unbounded) => false,
+        (Bound::Excluded(a), Bound::Excluded(b)) => a >= b,
+        (Bound::Included(a) | Bound::Excluded(a), Bound::Included(b) | Bound::Excluded(b)) => a > b,
+    };
+    if inverted {
+        return Err(Error::invalid("the range is inverted: its start lies behind its end"));
+    }
+    for bound in [lower, upper] {
+        if let Bound::Included(key) | Bound::Excluded(key) = bound {
+            check_key(key)?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use std::ops::Bound;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, ready};
@@ -33,8 +34,8 @@ use crate::iter::visible::{Step, Visible};
 use crate::iter::{Direction, Source};
 use crate::key::{Trailer, ValueKind, check_key, prefix_end};
 use crate::memtable::MemSource;
-use crate::probe::Probe;
-use crate::range::KeyRange;
+use crate::probe::{Origin, Probe, ReadStats};
+use crate::range::{KeyRange, check_range};
 use crate::snapshot::Pin as SeqnoPin;
 use crate::sstable::{BlockSource, RunIter};
 use crate::version::Version;
@@ -91,6 +92,7 @@ pub struct RangeStream {
     direction: Direction,
     left: usize,
     fill_cache: bool,
+    probe: Probe,
     /// The last key taken from the reader.
     last: Option<Bytes>,
     state: State,
@@ -158,6 +160,7 @@ impl RangeStream {
             direction: Direction::Forward,
             left: usize::MAX,
             fill_cache: true,
+            probe: Probe::default(),
             last: None,
             before: None,
             given: None,
@@ -296,6 +299,18 @@ impl RangeStream {
         self
     }
 
+    /// Counts what the stream does from its first item on, for [`RangeStream::stats`].
+    pub fn counted(mut self) -> Self {
+        self.probe = Probe::new();
+        self
+    }
+
+    /// What the stream did so far, if it is [`RangeStream::counted`]: blocks and values, those read
+    /// ahead included. The time is not taken.
+    pub fn stats(&self) -> ReadStats {
+        self.probe.stats(Duration::ZERO)
+    }
+
     /// The next item, or `None` at the end.
     ///
     /// # Cancel safety
@@ -418,9 +433,10 @@ impl RangeStream {
             unreachable!("the entry came from a reader that is ready");
         };
         let (seqno, fill) = (trailer.seqno(), self.fill_cache);
-        match core.look_up(&reader.version, &key, seqno, &value, fill, Probe::NONE)? {
+        match core.look_up(&reader.version, &key, seqno, &value, fill, &self.probe)? {
             Look::Value(value) => Ok(Looked::Item((key, value))),
             Look::Disk(distant) => {
+                self.probe.value(Origin::Disk);
                 let bytes = distant.bytes();
                 let fetching = core.fetch(distant, &key, self.fill_cache);
                 self.ahead_bytes.set(self.ahead_bytes.bytes() + bytes);
@@ -543,7 +559,8 @@ impl RangeStream {
         for run in state.version.runs() {
             let blocks = BlockSource::Cached { cache: core.cache.clone(), fill: self.fill_cache };
             let scan = RunIter::new(run.clone(), self.direction, blocks);
-            sources.push(Box::new(scan.for_stream(self.left, core.ahead.clone())));
+            let (ahead, probe) = (core.ahead.clone(), self.probe.clone());
+            sources.push(Box::new(scan.for_stream(self.left, ahead, probe)));
         }
         sources
     }
@@ -564,23 +581,6 @@ impl RangeStream {
             },
         }
     }
-}
-
-fn check_range(lower: &Bound<Bytes>, upper: &Bound<Bytes>) -> Result<()> {
-    let inverted = match (lower, upper) {
-        (Bound::Unbounded, _) | (_, Bound::Unbounded) => false,
-        (Bound::Excluded(a), Bound::Excluded(b)) => a >= b,
-        (Bound::Included(a) | Bound::Excluded(a), Bound::Included(b) | Bound::Excluded(b)) => a > b,
-    };
-    if inverted {
-        return Err(Error::invalid("the range is inverted: its start lies behind its end"));
-    }
-    for bound in [lower, upper] {
-        if let Bound::Included(key) | Bound::Excluded(key) = bound {
-            check_key(key)?;
-        }
-    }
-    Ok(())
 }
 
 impl Stream for RangeStream {

@@ -23,6 +23,7 @@ use crate::allowance::{Allowance, Charge};
 use crate::error::Result;
 use crate::iter::{Direction, Entry, Position, Source};
 use crate::key::{KeyBuf, Trailer};
+use crate::probe::{Origin, Probe};
 
 use super::block::EntryAt;
 use super::reader::Read;
@@ -79,6 +80,7 @@ pub(crate) struct RunIter {
     reach: Option<u64>,
     /// What holds the windows of all streams in bounds.
     allowance: Option<Arc<Allowance>>,
+    probe: Probe,
 }
 
 /// Adjoining blocks of one table.
@@ -131,14 +133,21 @@ impl RunIter {
             wanted: None,
             reach: None,
             allowance: None,
+            probe: Probe::default(),
         }
     }
 
     /// For a consumer that wants no more than `entries`; its windows share `allowance` with those
-    /// of others.
-    pub(crate) fn for_stream(mut self, entries: usize, allowance: Arc<Allowance>) -> RunIter {
+    /// of others, and `probe` counts its blocks.
+    pub(crate) fn for_stream(
+        mut self,
+        entries: usize,
+        allowance: Arc<Allowance>,
+        probe: Probe,
+    ) -> RunIter {
         self.wanted = Some(entries).filter(|&entries| entries != usize::MAX);
         self.allowance = Some(allowance);
+        self.probe = probe;
         self
     }
 
@@ -229,6 +238,7 @@ impl RunIter {
             && let Some(block) = self.table().cached_block(cache, self.number)
         {
             self.streak = 0;
+            self.probe.block(Origin::Memory);
             block.touch_heads();
             return Some(block);
         }
@@ -237,7 +247,9 @@ impl RunIter {
         }
         match &self.source {
             BlockSource::Cached { cache, fill } => {
-                self.table().block_now(cache, *fill, self.number)
+                let block = self.table().block_now(cache, *fill, self.number)?;
+                self.probe.block(Origin::PageCache);
+                Some(block)
             }
             BlockSource::ReadAhead { .. } => None,
         }
@@ -262,8 +274,9 @@ impl RunIter {
             let id = CacheId::block(table.meta().number, self.number);
             cache.insert(id, Cached::Block(found.clone()));
         }
-        if block.is_none() {
-            self.window = None;
+        match block {
+            Some(_) => self.probe.block(Origin::Disk),
+            None => self.window = None,
         }
         block
     }
@@ -281,6 +294,7 @@ impl RunIter {
                 return Ok(block);
             }
         }
+        self.probe.block(Origin::Disk);
         let table = self.table().clone();
         match &self.source {
             BlockSource::Cached { cache, fill } => {

@@ -20,7 +20,7 @@ const LAYERS: &[&[(&str, &[&str])]] = &[
         ("options", &["error", "key"]),
         ("planted", &[]),
         ("probe", &[]),
-        ("range", &[]),
+        ("range", &["error", "key"]),
         ("sync", &[]),
     ],
     &[

@@ -44,7 +44,7 @@ fn a_get_tells_where_its_blocks_and_values_came_from() {
         let large = noise(2, 2000);
         let db = run(options.open(&path)).unwrap();
         for i in 0..100 {
-            run(db.put(format!("{i:03}"), "value")).unwrap();
+            run(db.put(format!("{i:03}"), noise(i, 200))).unwrap();
         }
         run(db.put("large", large.clone())).unwrap();
         run(db.flush()).unwrap();
@@ -61,6 +61,19 @@ fn a_get_tells_where_its_blocks_and_values_came_from() {
         let absent = get(&db, "050x", None);
         assert_eq!((absent.filters, absent.filtered), (1, 1));
         assert_eq!(sources(absent.blocks), (0, 0, 0));
+        // A scan reads each block once, wherever it comes from, and each value.
+        let mut scan = db.iter().fill_cache(false).counted();
+        let mut count = 0;
+        while let Some(item) = run(scan.next()) {
+            item.unwrap();
+            count += 1;
+        }
+        let stats = scan.stats();
+        let (memory, page_cache, disk) = sources(stats.blocks);
+        assert_eq!((count, sources(stats.values)), (101, (1, 0, 0)));
+        assert_eq!((memory, page_cache > 0, disk > 0), (1, !direct, direct), "{stats:?}");
+        let uncounted = db.iter();
+        assert_eq!(uncounted.stats(), ReadStats::default());
         // Beyond the keys of every table.
         assert_eq!(get(&db, "zzz", None).filters, 0);
         run(db.close()).unwrap();
