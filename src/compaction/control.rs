@@ -1,8 +1,9 @@
 //! Merges held up, and watched.
 //!
 //! Invariants:
-//! 1. While anybody pauses, no merge goes beyond its next [`Control::pass`], and none begins.
-//! 2. Who waits for the end of all pauses is woken by it.
+//! 1. While anybody pauses, no merge goes beyond its next [`Control::pass`]; who begins merges asks
+//!    [`Control::is_paused`] first.
+//! 2. The end of the last pause wakes the merge that waits.
 //! 3. The progress is that of the one merge that runs; there is never more than one.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -38,17 +39,6 @@ impl Control {
         self.pauses.load(Ordering::SeqCst) > 0
     }
 
-    /// Resolves when nobody pauses.
-    pub(crate) async fn wait(&self) {
-        while self.is_paused() {
-            let listener = self.resumed.listen();
-            if !self.is_paused() {
-                return;
-            }
-            listener.await;
-        }
-    }
-
     /// A merge of so many entries begins.
     pub(crate) fn begin(&self, entries: u64) {
         // Order: figures for people, here and below.
@@ -59,7 +49,12 @@ impl Control {
     /// The merge has met so many of its entries; it goes on when nobody pauses.
     pub(crate) async fn pass(&self, met: u64) {
         self.met.store(met, Ordering::Relaxed);
-        self.wait().await;
+        while self.is_paused() {
+            let listener = self.resumed.listen();
+            if self.is_paused() {
+                listener.await;
+            }
+        }
     }
 
     /// The merge is over.

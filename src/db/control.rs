@@ -12,6 +12,7 @@ pub struct CompactionPause {
 impl Drop for CompactionPause {
     fn drop(&mut self) {
         self.db.core().control.resume();
+        self.db.core().version_event.notify(usize::MAX);
     }
 }
 

@@ -6,7 +6,6 @@
 //! 2. A merge that fails changed nothing. Damage in an input stops merging until the database is
 //!    reopened, so that damaged bytes are never dropped or copied; other failures are repeated.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,8 +61,7 @@ pub(super) async fn run(core: Arc<Core>) {
             return core.refuse_requests(&core.pipeline.failure().unwrap_or_else(Error::closed));
         }
         if core.control.is_paused() {
-            // It ends when the database is closed or fails, too.
-            futures::future::select(listener, pin!(core.control.wait())).await;
+            listener.await;
             continue;
         }
         let version = core.versions.current();
@@ -79,7 +77,6 @@ pub(super) async fn run(core: Arc<Core>) {
         let outcome = merge(&core, &version, choice).await;
         // It is over when its counters are right, for those who wait for that.
         core.control.end();
-        core.version_event.notify(usize::MAX);
         // The tables that the merge replaced are gone with it.
         drop(version);
         core.resize_cache();
@@ -88,6 +85,7 @@ pub(super) async fn run(core: Arc<Core>) {
             Ok(()) => {
                 pause = RETRY_MIN;
                 *core.merge_error.lock() = None;
+                core.version_event.notify(usize::MAX);
             }
             Err(error) if core.is_closed() => return core.refuse_requests(&error),
             Err(error) if error.is_corruption() => {
