@@ -169,6 +169,26 @@ bugs! {
     OvertakeInStream,
     /// A stream leaves out what it cannot read ahead.
     SkipUnreadableValue,
+    /// Readers meet what a run was trimmed of.
+    ReadTrimmed,
+    /// The manifest keeps to itself where a run begins.
+    ForgetTrim,
+    /// A piece of a merge says of one entry more that it is gone.
+    TrimTooMuch,
+    /// A version keeps a run as it was before it was trimmed.
+    KeepOldTrim,
+    /// A piece takes a table away that the next one still needs.
+    DropStraddler,
+    /// What a merge puts out is as new as its newest input.
+    OutputTooNew,
+    /// A merge begins beside one that works on older runs than it may pass.
+    PassOlderMerge,
+    /// A merge that waits is not told that the pause is over.
+    ResumeUnnoticed,
+    /// A merge that waits is not told that the one above it is over.
+    EndUnnoticed,
+    /// A merge of some runs drops tombstones as one of all would.
+    BottomWhileMerging,
 }
 
 /// Whether this is the bug of this process.

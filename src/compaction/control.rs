@@ -1,23 +1,44 @@
-//! Merges held up, and watched.
+//! The merges that run: one above the other in the tree, held up, and watched.
 //!
 //! Invariants:
-//! 1. While anybody pauses, no merge goes beyond its next [`Control::pass`]; who begins merges asks
-//!    [`Control::is_paused`] first.
-//! 2. The end of the last pause wakes the merge that waits.
-//! 3. The progress is that of the one merge that runs; there is never more than one.
+//! 1. A merge begins only if all its inputs are newer than those of every merge that runs: the
+//!    merges are a stack, the newest inputs on top.
+//! 2. Only the top of the stack works. The others wait at their next [`Ticket::pass`]: upper levels
+//!    fill up sooner, and what they cost is small.
+//! 3. While anybody pauses, no merge begins, and none goes beyond its next pass.
+//! 4. Whatever lets a waiting merge go on wakes it: the end of the last pause, or of a merge.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use event_listener::Event;
+use parking_lot::Mutex;
+
+use crate::version::RunId;
 
 /// See the invariants of the module.
 #[derive(Default)]
 pub(crate) struct Control {
     pauses: AtomicUsize,
+    running: Mutex<Vec<Arc<Running>>>,
+    /// The last pause, or a merge, is over.
     resumed: Event,
-    /// The entries of the running merge: those it has met, and all. None run while all are 0.
+}
+
+/// A merge that runs.
+struct Running {
+    newest: RunId,
+    /// Its entries: those that it has met, and all.
     met: AtomicU64,
     all: AtomicU64,
+}
+
+/// The place of a merge among those that run, until it is dropped.
+pub(crate) struct Ticket {
+    control: Arc<Control>,
+    running: Arc<Running>,
+    /// The entries that earlier pieces have met.
+    before: AtomicU64,
 }
 
 impl Control {
@@ -30,7 +51,7 @@ impl Control {
     pub(crate) fn resume(&self) {
         let pauses = self.pauses.fetch_sub(1, Ordering::SeqCst);
         assert!(pauses > 0, "merging goes on already");
-        if pauses == 1 {
+        if pauses == 1 && !planted!(ResumeUnnoticed) {
             self.resumed.notify(usize::MAX);
         }
     }
@@ -39,34 +60,77 @@ impl Control {
         self.pauses.load(Ordering::SeqCst) > 0
     }
 
-    /// A merge of so many entries begins.
-    pub(crate) fn begin(&self, entries: u64) {
-        // Order: figures for people, here and below.
-        self.met.store(0, Ordering::Relaxed);
-        self.all.store(entries, Ordering::Relaxed);
+    /// The newest input of all merges that run.
+    pub(crate) fn busy(&self) -> Option<RunId> {
+        self.running.lock().last().map(|top| top.newest)
     }
 
-    /// The merge has met so many of its entries; it goes on when nobody pauses.
+    /// Begins the merge that `pick` finds beside those that run, whose newest input it is told.
+    /// It says the newest input of its own.
+    pub(crate) fn begin<T>(
+        self: &Arc<Self>,
+        pick: impl FnOnce(Option<RunId>) -> Option<(RunId, T)>,
+    ) -> Option<(Ticket, T)> {
+        let mut running = self.running.lock();
+        let top = running.last().map(|top| top.newest);
+        let (newest, picked) = pick(top)?;
+        let is_above = top.is_none_or(|top| newest > top);
+        assert!(is_above || planted!(PassOlderMerge), "run {newest} is below a merge that runs");
+        let merge = Arc::new(Running { newest, met: AtomicU64::new(0), all: AtomicU64::new(0) });
+        running.push(merge.clone());
+        drop(running);
+        let ticket = Ticket { control: self.clone(), running: merge, before: AtomicU64::new(0) };
+        Some((ticket, picked))
+    }
+
+    /// The entries that the running merges have met, and all of them.
+    pub(crate) fn progress(&self) -> Option<(u64, u64)> {
+        let running = self.running.lock();
+        // Order: figures for people, here and below.
+        let sum = |of: fn(&Running) -> &AtomicU64| -> u64 {
+            running.iter().map(|merge| of(merge).load(Ordering::Relaxed)).sum()
+        };
+        let (met, all) = (sum(|merge| &merge.met), sum(|merge| &merge.all));
+        (!running.is_empty()).then_some((met.min(all), all))
+    }
+}
+
+impl Ticket {
+    /// The merge has so many entries.
+    pub(crate) fn expect(&self, entries: u64) {
+        self.running.all.store(entries, Ordering::Relaxed);
+    }
+
+    /// The merge has met so many entries of its piece; it goes on when nobody pauses and no merge
+    /// of newer runs is at work.
     pub(crate) async fn pass(&self, met: u64) {
-        self.met.store(met, Ordering::Relaxed);
-        while self.is_paused() {
-            let listener = self.resumed.listen();
-            if self.is_paused() {
+        let before = self.before.load(Ordering::Relaxed);
+        self.running.met.store(before + met, Ordering::Relaxed);
+        while self.is_held() {
+            let listener = self.control.resumed.listen();
+            if self.is_held() {
                 listener.await;
             }
         }
     }
 
-    /// The merge is over.
-    pub(crate) fn end(&self) {
-        self.begin(0);
+    /// A piece of so many entries is done.
+    pub(crate) fn end_piece(&self, entries: u64) {
+        let before = self.before.fetch_add(entries, Ordering::Relaxed);
+        self.running.met.store(before + entries, Ordering::Relaxed);
     }
 
-    /// The entries that the running merge has met, and all of them.
-    pub(crate) fn progress(&self) -> Option<(u64, u64)> {
-        let all = self.all.load(Ordering::Relaxed);
-        let met = self.met.load(Ordering::Relaxed).min(all);
-        (all > 0).then_some((met, all))
+    fn is_held(&self) -> bool {
+        self.control.is_paused() || self.control.busy() != Some(self.running.newest)
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.control.running.lock().retain(|merge| !Arc::ptr_eq(merge, &self.running));
+        if !planted!(EndUnnoticed) {
+            self.control.resumed.notify(usize::MAX);
+        }
     }
 }
 
@@ -77,13 +141,18 @@ mod tests {
 
     use super::*;
 
+    fn begin(control: &Arc<Control>, newest: RunId) -> Ticket {
+        control.begin(|_| Some((newest, ()))).unwrap().0
+    }
+
     #[test]
     fn merges_pass_when_the_last_pause_is_over() {
-        let control = Control::default();
-        assert!(control.pass(0).now_or_never().is_some());
+        let control = Arc::new(Control::default());
+        let ticket = begin(&control, 1);
+        assert!(ticket.pass(0).now_or_never().is_some());
         control.pause();
         control.pause();
-        let pass = control.pass(7);
+        let pass = ticket.pass(7);
         pin_mut!(pass);
         block_on(async {
             assert!(poll!(pass.as_mut()).is_pending());
@@ -95,14 +164,47 @@ mod tests {
     }
 
     #[test]
-    fn progress_is_that_of_the_merge_that_runs() {
-        let control = Control::default();
+    fn only_the_merge_of_the_newest_runs_works() {
+        let control = Arc::new(Control::default());
+        let deep = begin(&control, 5);
+        assert_eq!(control.busy(), Some(5));
+        let (upper, seen) = control.begin(|busy| Some((9, busy))).unwrap();
+        assert_eq!((seen, control.busy()), (Some(5), Some(9)));
+        assert!(control.begin(|_| None::<(RunId, ())>).is_none());
+        assert!(upper.pass(1).now_or_never().is_some());
+        let pass = deep.pass(1);
+        pin_mut!(pass);
+        block_on(async {
+            assert!(poll!(pass.as_mut()).is_pending());
+            drop(upper);
+            pass.await;
+        });
+        assert_eq!(control.busy(), Some(5));
+    }
+
+    #[test]
+    #[should_panic(expected = "below a merge that runs")]
+    fn no_merge_begins_below_another() {
+        let control = Arc::new(Control::default());
+        let _deep = begin(&control, 5);
+        begin(&control, 4);
+    }
+
+    #[test]
+    fn progress_is_that_of_all_merges_that_run() {
+        let control = Arc::new(Control::default());
         assert_eq!(control.progress(), None);
-        control.begin(10);
+        let deep = begin(&control, 1);
+        deep.expect(10);
         assert_eq!(control.progress(), Some((0, 10)));
-        block_on(control.pass(4));
+        block_on(deep.pass(4));
         assert_eq!(control.progress(), Some((4, 10)));
-        control.end();
+        deep.end_piece(5);
+        block_on(deep.pass(1));
+        let upper = begin(&control, 2);
+        upper.expect(3);
+        assert_eq!(control.progress(), Some((6, 13)));
+        drop((deep, upper));
         assert_eq!(control.progress(), None);
     }
 }

@@ -13,7 +13,6 @@
 //!
 //! Everything runs on a lane of the engine's own; the loop gives way after [`YIELD_BYTES`].
 
-use std::collections::HashSet;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -24,19 +23,17 @@ use seerdb_io::{Fs, OpenOptions};
 use crate::appender::Manner;
 use crate::error::{Error, Result};
 use crate::filename::{FileName, FileNumber};
-use crate::iter::merge::Merge;
-use crate::iter::{Direction, Position, Source};
+use crate::iter::{Position, Source};
 use crate::key::{KeyBuf, SeqNo};
 use crate::options::{Compression, Settings};
-use crate::sstable::{
-    BlockSource, Run, RunIter, Table, TableMeta, TableWriter, TableWriterOptions,
-};
+use crate::sstable::{Run, Table, TableMeta, TableWriter, TableWriterOptions, Trim};
 use crate::version::edit::VersionEdit;
 use crate::version::set::VersionSet;
 use crate::version::{RunId, Version};
 
 use super::Choice;
-use super::control::Control;
+use super::control::Ticket;
+use super::piece::Piece;
 use super::retain::Retain;
 
 /// After this much work other tasks of the lane get their turn.
@@ -69,7 +66,7 @@ pub(crate) struct Context<'a> {
     /// The seqnos of all live snapshots, and the newest visible seqno; see [`Retain`].
     pub(crate) snapshots: Vec<SeqNo>,
     /// What holds it up: a merge, not a flush.
-    pub(crate) control: Option<&'a Control>,
+    pub(crate) control: Option<&'a Ticket>,
     /// Called with the bytes of work done since the last call, about every [`YIELD_BYTES`].
     pub(crate) progress: &'a (dyn Fn(u64) + Send + Sync),
 }
@@ -107,10 +104,13 @@ impl<'a> Context<'a> {
 pub(crate) struct Outcome {
     pub(crate) edit: VersionEdit,
     pub(crate) opened: Vec<Arc<Table>>,
+    /// The entries that it met.
+    pub(crate) entries: u64,
 }
 
-/// Merges the inputs of `choice`, which was picked for `version` or for an earlier one that had the
-/// same input runs: flushes, and merges that the picker allows beside this one, leave them alone.
+/// Merges piece `at` of `choice`, which was picked for `version` or for an earlier one that had the
+/// same input runs, less the pieces before: flushes, and merges that the picker allows beside this
+/// one, leave them alone.
 ///
 /// # Errors
 ///
@@ -119,44 +119,138 @@ pub(crate) struct Outcome {
 /// # Cancel safety
 ///
 /// Dropped midway it leaves files that nothing refers to; the next open removes them.
-pub(crate) async fn run(ctx: &Context<'_>, version: &Version, choice: &Choice) -> Result<Outcome> {
-    let inputs = input_runs(version, choice);
-    let (moved, rewritten): (Vec<Arc<Table>>, Vec<Arc<Table>>) = inputs
-        .iter()
-        .flat_map(|run| run.tables.iter().cloned())
-        .partition(|table| choice.moved.binary_search(&table.meta().number).is_ok());
-    assert_eq!(moved.len(), choice.moved.len(), "a moved table is not among the inputs");
-    let mut cuts: Vec<&[u8]> = moved.iter().map(|t| t.meta().smallest.as_slice()).collect();
+pub(crate) async fn run(
+    ctx: &Context<'_>,
+    version: &Version,
+    choice: &Choice,
+    at: usize,
+) -> Result<Outcome> {
+    let inputs = Inputs::of(version, choice, at);
+    let mut cuts: Vec<&[u8]> = inputs.moved.iter().map(|t| t.meta().smallest.as_slice()).collect();
     cuts.sort_unstable();
-
-    if let Some(control) = ctx.control {
-        control.begin(rewritten.iter().map(|table| table.meta().entries).sum());
-    }
-    let sources = sources(&inputs, &choice.moved, ctx.window_bytes);
-    let mut opened = Vec::new();
-    if !sources.is_empty() {
-        let mut merge = Merge::new(sources, Direction::Forward);
+    let (mut opened, mut trims, mut entries) = (Vec::new(), Vec::new(), 0);
+    if !inputs.runs.is_empty() {
+        let windows = 2 * inputs.runs.len();
+        let bytes = (ctx.window_bytes / windows).clamp(WINDOW_BYTES.start, WINDOW_BYTES.end);
+        let mut piece = Piece::new(inputs.runs.clone(), bytes, choice.piece(at).1);
         let retain = Retain::new(ctx.snapshots.clone(), choice.bottommost);
         let direct = choice.rewrite_bytes > ctx.cached_bytes_max;
         let mut output = Output::new(ctx, choice.filter_bits_per_key, &cuts, direct);
-        output.blamed = rewritten.first().map_or(0, |table| table.meta().number);
-        let mut merged = output.fill(&mut merge, Some(retain)).await;
+        output.blamed = inputs.rewritten().next().map_or(0, |table| table.meta().number);
+        let mut merged = output.fill(&mut piece, Some(retain)).await;
         if merged.is_ok() {
-            merged = check_entries(ctx.dir, &rewritten, output.entries_seen);
+            merged = check_entries(ctx.dir, &piece);
         }
-        let bounds = Bounds::of(&rewritten);
-        let check = |table: &TableMeta| bounds.admit(table, &moved);
-        opened = output.complete(merged, check).await?;
+        entries = output.entries_seen;
+        let bounds = Bounds::of(&inputs);
+        opened = output.complete(merged, |table| bounds.admit(table, &inputs.moved)).await?;
+        trims = piece.trims();
     }
-    let weight = |table: &Arc<Table>| table.meta().file_bytes + table.meta().referenced_bytes();
-    let bytes = |tables: &[Arc<Table>]| tables.iter().map(weight).sum::<u64>();
-    let level = choice.output_level(bytes(&moved) + bytes(&opened));
+    let edit = inputs.edit(choice, &opened, trims);
+    Ok(Outcome { edit, opened, entries })
+}
+
+/// The edit that moves the inputs of a long merge to where its output will be, so that newer runs
+/// have the levels above; `None` if they are there.
+pub(crate) fn stage(version: &Version, choice: &Choice) -> Option<VersionEdit> {
+    let to = choice.stage;
+    let mut edit = VersionEdit::default();
+    let is_input = |run: &&Arc<Run>| choice.inputs.iter().any(|(_, id)| *id == run.id);
+    for (_, level) in version.levels().iter().enumerate().filter(|(level, _)| *level != to) {
+        for run in level.runs.iter().filter(is_input) {
+            edit.tables_moved.extend(placed(&run.tables, to, run.id));
+        }
+    }
+    (edit != VersionEdit::default()).then_some(edit)
+}
+
+/// `tables` at their place in the tree.
+fn placed<'a>(
+    tables: impl IntoIterator<Item = &'a Arc<Table>>,
+    level: usize,
+    run: RunId,
+) -> impl Iterator<Item = (FileNumber, u8, RunId)> {
     let level = u8::try_from(level).expect("levels are few");
-    let mut edit = added(level, choice.output_run, &opened);
-    edit.tables_removed = rewritten.iter().map(|table| table.meta().number).collect();
-    edit.tables_moved =
-        choice.moved.iter().map(|&number| (number, level, choice.output_run)).collect();
-    Ok(Outcome { edit, opened })
+    tables.into_iter().map(move |table| (table.meta().number, level, run))
+}
+
+/// What a piece of a merge works on.
+struct Inputs<'a> {
+    from: Option<&'a KeyBuf>,
+    upto: Option<&'a KeyBuf>,
+    /// The tables that it reads, in runs, newest first.
+    runs: Vec<Arc<Run>>,
+    /// The tables that enter the output run as they are.
+    moved: Vec<Arc<Table>>,
+}
+
+impl<'a> Inputs<'a> {
+    fn of(version: &Version, choice: &'a Choice, at: usize) -> Inputs<'a> {
+        let (from, upto) = choice.piece(at);
+        let mut inputs = Inputs { from, upto, runs: Vec::new(), moved: Vec::new() };
+        let is_input = |run: &&Arc<Run>| choice.inputs.iter().any(|(_, id)| *id == run.id);
+        let mut met = 0;
+        for run in version.runs().filter(is_input) {
+            inputs.take(choice, run);
+            met += 1;
+        }
+        assert!(met > 0 && (at > 0 || met == choice.inputs.len()), "an input run is gone");
+        inputs
+    }
+
+    fn take(&mut self, choice: &Choice, run: &Arc<Run>) {
+        let is_before = |table: &Arc<Table>| {
+            run.id == choice.output_run
+                && self.from.is_some_and(|from| table.meta().largest.as_slice() <= from.as_slice())
+        };
+        let is_behind = |table: &Arc<Table>| {
+            self.upto.is_some_and(|upto| table.meta().smallest.as_slice() > upto.as_slice())
+        };
+        let (mut tables, mut trim) = (Vec::new(), None);
+        for (at, table) in run.tables.iter().enumerate() {
+            if is_before(table) {
+                continue;
+            } else if is_behind(table) {
+                break;
+            } else if choice.moved.binary_search(&table.meta().number).is_ok() {
+                self.moved.push(table.clone());
+            } else {
+                tables.push(table.clone());
+                trim = run.trim.clone().filter(|_| at == 0).or(trim);
+            }
+        }
+        if !tables.is_empty() {
+            self.runs.push(Arc::new(Run::new(run.id, tables, trim)));
+        }
+    }
+
+    /// The tables that are read.
+    fn rewritten(&self) -> impl Iterator<Item = &Arc<Table>> {
+        self.runs.iter().flat_map(|run| &run.tables)
+    }
+
+    /// What the piece changes: `opened` is what it wrote.
+    fn edit(
+        &self,
+        choice: &Choice,
+        opened: &[Arc<Table>],
+        trims: Vec<(RunId, Trim)>,
+    ) -> VersionEdit {
+        let weight = |table: &Arc<Table>| table.meta().file_bytes + table.meta().referenced_bytes();
+        let level = choice.output_level(self.moved.iter().chain(opened).map(weight).sum());
+        let mut edit = added(u8::try_from(level).expect("levels are few"), choice, opened);
+        let is_used_up = |table: &&Arc<Table>| match self.upto {
+            Some(upto) if !planted!(DropStraddler) => *table.meta().largest <= **upto,
+            _ => true,
+        };
+        let used_up = self.rewritten().filter(is_used_up);
+        edit.tables_removed = used_up.map(|table| table.meta().number).collect();
+        edit.tables_moved.extend(placed(&self.moved, level, choice.output_run));
+        if !planted!(ForgetTrim) {
+            edit.runs_trimmed = trims;
+        }
+        edit
+    }
 }
 
 /// Writes all entries of `source` that survive as a new run of level 0. The edit has the new
@@ -177,7 +271,8 @@ pub(crate) async fn write_level_0(
     let run = ctx.set.new_run_id();
     let retain = Retain::new(ctx.snapshots.clone(), false);
     let opened = write_run(ctx, source, Some(retain), filter_bits_per_key).await?;
-    Ok(Outcome { edit: added(0, run, &opened), opened })
+    let entries = opened.iter().map(|table| table.meta().entries).sum();
+    Ok(Outcome { edit: run_added(0, run, &opened), opened, entries })
 }
 
 /// Writes the entries of `source`, or those that `retain` keeps, to the tables of one run, in key
@@ -201,48 +296,25 @@ pub(crate) async fn write_run(
     output.complete(filled, |_| true).await
 }
 
+/// The edit that adds `tables` to the output run.
+fn added(level: u8, choice: &Choice, tables: &[Arc<Table>]) -> VersionEdit {
+    let run = if planted!(OutputTooNew) { choice.newest() } else { choice.output_run };
+    run_added(level, run, tables)
+}
+
 /// The edit that adds `tables` to a run.
-fn added(level: u8, run: RunId, tables: &[Arc<Table>]) -> VersionEdit {
+fn run_added(level: u8, run: RunId, tables: &[Arc<Table>]) -> VersionEdit {
     let place = |table: &Arc<Table>| (level, run, Arc::clone(table.meta()));
     VersionEdit { tables_added: tables.iter().map(place).collect(), ..VersionEdit::default() }
 }
 
-/// The runs of `version` that the choice names, newest first.
-fn input_runs(version: &Version, choice: &Choice) -> Vec<Arc<Run>> {
-    let wanted: HashSet<RunId> = choice.inputs.iter().map(|(_, id)| *id).collect();
-    let runs: Vec<_> = version.runs().filter(|run| wanted.contains(&run.id)).cloned().collect();
-    let ids: Vec<RunId> = runs.iter().map(|run| run.id).collect();
-    assert!(ids.iter().eq(choice.inputs.iter().map(|(_, id)| id)), "an input run is gone");
-    assert_eq!(ids.first(), Some(&choice.output_run), "the output has another age");
-    runs
-}
-
-/// One source for each run that has tables to rewrite; their windows share `bytes`.
-fn sources(runs: &[Arc<Run>], moved: &[FileNumber], bytes: usize) -> Vec<Box<dyn Source>> {
-    assert!(moved.is_sorted(), "moved tables are searched");
-    let windows = 2 * runs.len().max(1);
-    let bytes = (bytes / windows).clamp(WINDOW_BYTES.start, WINDOW_BYTES.end);
-    let mut sources: Vec<Box<dyn Source>> = Vec::new();
-    for run in runs {
-        let is_read = |table: &&Arc<Table>| moved.binary_search(&table.meta().number).is_err();
-        let tables: Vec<Arc<Table>> = run.tables.iter().filter(is_read).cloned().collect();
-        if !tables.is_empty() {
-            let blocks = BlockSource::ReadAhead { bytes };
-            let run = Arc::new(Run::new(run.id, tables));
-            sources.push(Box::new(RunIter::new(run, Direction::Forward, blocks)));
-        }
-    }
-    sources
-}
-
-/// Invariant 5, counted.
-fn check_entries(dir: &Path, rewritten: &[Arc<Table>], seen: u64) -> Result<()> {
-    let promised: u64 = rewritten.iter().map(|table| table.meta().entries).sum();
-    match rewritten.first() {
-        Some(first) if promised != seen && !planted!(DropDamagedBlock) => Err(Error::corruption(
-            FileName::Table(first.meta().number).in_dir(dir),
+/// Invariant 5.
+fn check_entries(dir: &Path, piece: &Piece<'_>) -> Result<()> {
+    match piece.miscounted() {
+        Some((meta, met, promised)) if !planted!(DropDamagedBlock) => Err(Error::corruption(
+            FileName::Table(meta.number).in_dir(dir),
             0,
-            format!("a merge of this and other tables met {seen} entries instead of {promised}"),
+            format!("a merge met {met} entries of {promised}, or more"),
         )),
         _ => Ok(()),
     }
@@ -250,15 +322,19 @@ fn check_entries(dir: &Path, rewritten: &[Arc<Table>], seen: u64) -> Result<()> 
 
 /// What a merge may put out: its inputs checked out, but their entries may still be others than
 /// the manifest says. A version of such tables would contradict itself.
-struct Bounds {
+struct Bounds<'a> {
+    from: Option<&'a KeyBuf>,
+    upto: Option<&'a KeyBuf>,
     seqno_min: SeqNo,
     seqno_max: SeqNo,
 }
 
-impl Bounds {
-    fn of(inputs: &[Arc<Table>]) -> Bounds {
-        let metas = || inputs.iter().map(|table| table.meta());
+impl<'a> Bounds<'a> {
+    fn of(inputs: &Inputs<'a>) -> Bounds<'a> {
+        let metas = || inputs.rewritten().map(|table| table.meta());
         Bounds {
+            from: inputs.from,
+            upto: inputs.upto,
             seqno_min: metas().map(|meta| meta.seqno_min).min().unwrap_or(0),
             seqno_max: metas().map(|meta| meta.seqno_max).max().unwrap_or(0),
         }
@@ -268,7 +344,10 @@ impl Bounds {
     fn admit(&self, table: &TableMeta, moved: &[Arc<Table>]) -> bool {
         let apart =
             |other: &TableMeta| table.largest < other.smallest || other.largest < table.smallest;
-        table.seqno_min >= self.seqno_min
+        let is_in_piece = self.from.is_none_or(|from| *table.smallest > **from)
+            && self.upto.is_none_or(|upto| *table.largest <= **upto);
+        is_in_piece
+            && table.seqno_min >= self.seqno_min
             && table.seqno_max <= self.seqno_max
             && moved.iter().all(|other| apart(other.meta()))
     }

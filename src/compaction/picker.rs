@@ -14,6 +14,8 @@
 //! 6. Input tables that overlap no other input move by reference, if they are large enough not to
 //!    litter the tree and hold no tombstones that could go. Ascending insertion costs next to no
 //!    rewriting.
+//! 7. While older runs are being merged, newer ones may be, among themselves: into the level of the
+//!    newest of the older ones at the deepest, which counts as empty.
 //!
 //! Invariant, asserted for each choice ([`check`]): the inputs are neighbours in the list of runs
 //! by age, so the merge keeps "newer runs hold newer versions" (see [`super`]). By induction: a
@@ -24,15 +26,18 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use crate::filename::FileNumber;
+use crate::key::KeyBuf;
 use crate::version::{LEVEL_MAX, RunId};
 
 use super::policy::Shape;
-use super::{Choice, MergeReason, OutputLevel, RunView, TableView, Tree};
+use super::{Choice, MergeReason, OutputLevel, PIECE_TABLES, RunView, TableView, Tree};
 
 /// Below this share of a unit, level 0 gathers runs in place.
 const TINY_SHARE: u64 = 8;
 /// Tables of at least this share of the table size may move.
 const MOVE_SHARE: u64 = 8;
+/// A merge has about so many pieces at most.
+const PIECES: u64 = 32;
 /// Less than this share of the table size is not worth a table between two moved ones.
 const SLIVER_SHARE: u64 = 64;
 
@@ -41,10 +46,15 @@ pub(crate) fn pick(tree: &Tree<'_>, shape: &Shape) -> Option<Choice> {
     tree.check();
     shape.check();
     let last = tree.last_level();
+    if tree.older.is_some_and(|older| older.level == 0) {
+        return None;
+    }
     if tree.level(0).len() > shape.runs_upper {
         return Some(pick_level_0(tree, shape));
     }
-    for level in (1..=last).rev() {
+    // What lies in the level of older runs, or deeper, waits for them.
+    let free = tree.older.map_or(last + 1, |older| older.level);
+    for level in (1..free).rev() {
         let runs_max = if level == last { shape.runs_last } else { shape.runs_upper };
         let over_runs = tree.level(level).len() > runs_max;
         let over_bytes = level < last && tree.level_bytes(level) > shape.capacity(level);
@@ -63,6 +73,7 @@ pub(crate) fn pick(tree: &Tree<'_>, shape: &Shape) -> Option<Choice> {
 /// Everything into one last run, every table rewritten; `None` for an empty tree.
 pub(crate) fn pick_all(tree: &Tree<'_>, shape: &Shape) -> Option<Choice> {
     tree.check();
+    assert!(tree.older.is_none(), "a part of a tree is not all");
     let oldest = tree.runs().next_back()?.1.id;
     let count = tree.runs().count();
     assert!(count > 0, "a tree with run {oldest} has no runs");
@@ -70,6 +81,7 @@ pub(crate) fn pick_all(tree: &Tree<'_>, shape: &Shape) -> Option<Choice> {
     let mut choice = choose(tree, shape, MergeReason::Asked, 0..count, output);
     choice.moved.clear();
     choice.rewrite_bytes = tree.runs().flat_map(|(_, run)| &run.tables).map(|t| t.bytes).sum();
+    choice.ends = ends(&tree.runs().map(|(_, run)| run).collect::<Vec<_>>(), &choice);
     Some(choice)
 }
 
@@ -121,6 +133,11 @@ fn carry(tree: &Tree<'_>, shape: &Shape, start: usize, reason: MergeReason) -> C
     for level in start + 1..=last {
         let runs = tree.level(level);
         let level_bytes = tree.level_bytes(level);
+        if tree.older.is_some_and(|older| older.level == level) {
+            // What lies there is on its way out.
+            let inputs = skipped..skipped + count;
+            return choose(tree, shape, reason, inputs, OutputLevel::Fixed(level));
+        }
         let runs_max = if level == last { shape.runs_last } else { shape.runs_upper };
         if runs.len() < runs_max && level_bytes.saturating_add(bytes) <= shape.capacity(level) {
             let inputs = skipped..skipped + count;
@@ -149,7 +166,8 @@ fn choose(
     runs: Range<usize>,
     output: OutputLevel,
 ) -> Choice {
-    let bottommost = runs.end == tree.runs().count();
+    let is_whole = tree.older.is_none() || planted!(BottomWhileMerging);
+    let bottommost = is_whole && runs.end == tree.runs().count();
     let inputs: Vec<(usize, &RunView<'_>)> =
         tree.runs().skip(runs.start).take(runs.len()).collect();
     let bytes: u64 = inputs.iter().map(|(_, run)| run.bytes()).sum();
@@ -163,15 +181,22 @@ fn choose(
     let mut choice = Choice {
         reason,
         inputs: inputs.iter().map(|(level, run)| (*level, run.id)).collect(),
-        output_run: inputs.first().expect("a choice has inputs").1.id,
+        output_run: inputs.last().expect("a choice has inputs").1.id,
         output,
+        stage: 0,
         bottommost,
         filter_bits_per_key: 0.0,
         moved: moved.into_iter().collect(),
+        ends: Vec::new(),
         rewrite_bytes,
         shape: *shape,
     };
-    let level = choice.output_level(bytes);
+    choice.ends = ends(&inputs.iter().map(|(_, run)| *run).collect::<Vec<_>>(), &choice);
+    let level = match output {
+        OutputLevel::Fixed(level) => level,
+        OutputLevel::Sized { floor } => shape.level_for(floor, bytes),
+    };
+    choice.stage = level;
     let last = if bottommost { level.max(1) } else { tree.last_level() };
     choice.filter_bits_per_key = shape.filter_bits_for(level, last);
     check(tree, &choice);
@@ -194,12 +219,36 @@ fn movable(
         let clear_behind = tables.get(i + 1).is_none_or(|next| table.largest < next.smallest);
         let is_large = table.bytes >= table_bytes / MOVE_SHARE;
         let is_clean = !bottommost || table.tombstones == 0;
-        moves.push(clear_before && clear_behind && is_large && is_clean);
+        let is_whole = !table.is_trimmed;
+        moves.push(clear_before && clear_behind && is_large && is_clean && is_whole);
         reach = Some(reach.map_or(table.largest, |largest| largest.max(table.largest)));
     }
     absorb_slivers(&tables, &mut moves, table_bytes / SLIVER_SHARE);
     let kept = tables.iter().zip(&moves).filter(|(_, moves)| **moves);
     kept.map(|(table, _)| table.number).collect()
+}
+
+/// Where the pieces of the merge of `inputs` end: at ends of tables of the oldest of them, a few
+/// tables or a share of all apart.
+fn ends(inputs: &[&RunView<'_>], choice: &Choice) -> Vec<KeyBuf> {
+    let is_rewritten = |t: &&TableView<'_>| choice.moved.binary_search(&t.number).is_err();
+    let tables = inputs.iter().flat_map(|run| &run.tables).filter(is_rewritten);
+    let mut tables: Vec<(&[u8], u64)> = tables.map(|t| (t.largest, t.bytes)).collect();
+    tables.sort_unstable();
+    let piece = (choice.shape.table_bytes * PIECE_TABLES).max(choice.rewrite_bytes / PIECES);
+    let oldest = inputs.last().map_or(&[][..], |run| &run.tables);
+    let (mut ends, mut merged, mut left) = (Vec::new(), 0, choice.rewrite_bytes);
+    let mut tables = tables.into_iter().peekable();
+    for table in oldest {
+        while let Some((_, bytes)) = tables.next_if(|(largest, _)| *largest <= table.largest) {
+            (merged, left) = (merged + bytes, left - bytes);
+        }
+        if merged >= piece && left >= piece {
+            ends.push(KeyBuf::from_slice(table.largest));
+            merged = 0;
+        }
+    }
+    ends
 }
 
 /// Rewrites the smaller neighbour of a group of tables that is too small for a table of its own.
@@ -230,12 +279,14 @@ fn check(tree: &Tree<'_>, choice: &Choice) {
     let start = all.iter().position(|run| run == first).expect("inputs are runs of the tree");
     let end = start + choice.inputs.len();
     assert_eq!(all.get(start..end), Some(&*choice.inputs), "inputs are not neighbours by age");
-    assert_eq!(choice.output_run, first.1, "the output has not the age of its newest input");
-    assert_eq!(choice.bottommost, end == all.len(), "bottommost is wrong");
+    let oldest = choice.inputs.last().map(|(_, id)| *id);
+    assert_eq!(Some(choice.output_run), oldest, "the output has not the age of its oldest input");
+    let is_whole = tree.older.is_none() || planted!(BottomWhileMerging);
+    assert_eq!(choice.bottommost, is_whole && end == all.len(), "bottommost is wrong");
     let newer = all.iter().take(start).map(|(level, _)| *level).max().unwrap_or(0);
-    let older = all.get(end).map_or(LEVEL_MAX, |(level, _)| *level);
-    for bytes in [0, u64::MAX] {
-        let level = choice.output_level(bytes);
+    let deepest = tree.older.map_or(LEVEL_MAX, |older| older.level);
+    let older = all.get(end).map_or(deepest, |(level, _)| *level);
+    for level in [choice.output_level(0), choice.output_level(u64::MAX), choice.stage] {
         assert!(newer <= level && level <= older, "level {level} not in {newer}..={older}");
     }
     assert!(choice.filter_bits_per_key >= 0.0, "negative filter bits");

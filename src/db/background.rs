@@ -32,10 +32,12 @@ pub(super) fn start(core: &Arc<Core>, trash: UnboundedReceiver<FileName>) {
         spawn(core, Lane::Log, "log", log),
         spawn(core, Lane::Flush, "segments", segments::run(core.clone())),
         spawn(core, Lane::Flush, "flush", flush::run(core.clone())),
-        spawn(core, Lane::Compaction, "merge", merge_task::run(core.clone())),
         spawn(core, Lane::Compaction, "collect", collect::run(core.clone())),
     ];
-    core.tasks.lock().extend(tasks);
+    let merging = ["merge", "upper merge", "uppermost merge"];
+    let merging =
+        merging.map(|name| spawn(core, Lane::Compaction, name, merge_task::run(core.clone())));
+    core.tasks.lock().extend(tasks.into_iter().chain(merging));
     let (fs, dir, lock) = (core.env.fs().clone(), core.dir.clone(), core.lock.lock().clone());
     let trash = core.env.spawner().spawn(Lane::Flush, "trash", empty_trash(fs, dir, trash, lock));
     *core.trash.lock() = Some(trash);

@@ -96,7 +96,7 @@ impl DB {
         let (tree, shape) = (Tree::of(&version), core.shape());
         let (flushed, merged) =
             (core.metrics.flushed_bytes.load(Relaxed), core.metrics.compacted_bytes.load(Relaxed));
-        let next = core.next_merge(&version, false).map(|choice| NextMerge {
+        let next = core.next_merge(&version, core.control.busy(), false).map(|choice| NextMerge {
             reason: choice.reason,
             levels: choice.inputs.iter().map(|(level, _)| *level).collect(),
             output_level: choice.output_level(

@@ -1,10 +1,13 @@
-//! The merge task: runs what the picker chooses, one merge at a time.
+//! The merge tasks: they run what the picker chooses, a long merge in pieces, and newer runs above
+//! it meanwhile.
 //!
 //! Invariants:
-//! 1. The snapshots that a merge honours are read after its inputs are fixed: a reader that begins
+//! 1. The snapshots that a piece honours are read after its inputs are fixed: a reader that begins
 //!    later sees at least what is visible then, and every version it may need is kept.
-//! 2. A merge that fails changed nothing. Damage in an input stops merging until the database is
-//!    reopened, so that damaged bytes are never dropped or copied; other failures are repeated.
+//! 2. A piece that fails changed nothing, and what the pieces before it changed is a tree like any
+//!    other. Damage in an input stops merging until the database is reopened, so that damaged bytes
+//!    are never dropped or copied; other failures are repeated.
+//! 3. A merge holds no file that a piece before has merged: its space is free for the next one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,16 +15,20 @@ use std::time::Duration;
 use futures::channel::oneshot;
 
 use super::{Core, stats};
-use crate::compaction::job::Outcome;
+use crate::compaction::control::Ticket;
 use crate::compaction::policy::Shape;
 use crate::compaction::{Choice, MergeReason, Tree, job, picker};
 use crate::error::{Error, Result};
 use crate::filename::FileName;
-use crate::sstable::Table;
-use crate::version::Version;
+use crate::sstable::{Run, Table};
+use crate::version::edit::VersionEdit;
+use crate::version::{RunId, Version};
 
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(5);
+/// With fewer runs in level 0 nothing is begun beside the merges that run while somebody waits for
+/// their end.
+const PATIENT_RUNS: usize = 12;
 
 /// Somebody who waits for everything to be merged.
 pub(super) type Request = oneshot::Sender<Result<()>>;
@@ -32,8 +39,8 @@ pub(super) async fn request(core: &Core) -> Result<()> {
     {
         // Under the lock: a task that ends refuses what was asked before, and says so first.
         let mut requests = core.compact_requests.lock();
-        if let Some(error) = core.merge_error.lock().clone().filter(Error::is_corruption) {
-            return Err(error);
+        if let Some(damage) = core.merge_damage() {
+            return Err(damage);
         }
         if let Some(failure) = core.pipeline.failure() {
             return Err(failure);
@@ -52,6 +59,14 @@ fn answer(requests: Vec<Request>, outcome: &Result<()>) {
     }
 }
 
+/// A merge that has begun.
+struct Begun {
+    ticket: Ticket,
+    choice: Choice,
+    /// Who asked for it.
+    requests: Vec<Request>,
+}
+
 /// Merges until the database is closed.
 pub(super) async fn run(core: Arc<Core>) {
     let mut pause = RETRY_MIN;
@@ -60,25 +75,16 @@ pub(super) async fn run(core: Arc<Core>) {
         if core.is_closed() || core.pipeline.failure().is_some() {
             return core.refuse_requests(&core.pipeline.failure().unwrap_or_else(Error::closed));
         }
-        if core.control.is_paused() {
+        if let Some(damage) = core.merge_damage() {
+            return core.refuse_requests(&damage);
+        }
+        let Some(Begun { ticket, choice, requests }) = begin(&core) else {
             listener.await;
             continue;
-        }
-        let version = core.versions.current();
-        let requests = std::mem::take(&mut *core.compact_requests.lock());
-        let choice = core.next_merge(&version, !requests.is_empty());
-        let Some(choice) = choice else {
-            if requests.is_empty() {
-                listener.await;
-            }
-            answer(requests, &Ok(()));
-            continue;
         };
-        let outcome = merge(&core, &version, choice).await;
+        let outcome = merge(&core, &ticket, &choice).await;
         // It is over when its counters are right, for those who wait for that.
-        core.control.end();
-        // The tables that the merge replaced are gone with it.
-        drop(version);
+        drop(ticket);
         core.resize_cache();
         answer(requests, &outcome);
         match outcome {
@@ -88,67 +94,141 @@ pub(super) async fn run(core: Arc<Core>) {
                 core.version_event.notify(usize::MAX);
             }
             Err(error) if core.is_closed() => return core.refuse_requests(&error),
-            Err(error) if error.is_corruption() => {
-                tracing::error!(%error, "merging has stopped: a table is damaged");
+            Err(error) => {
+                let is_damage = error.is_corruption();
                 *core.merge_error.lock() = Some(error.clone());
                 core.version_event.notify(usize::MAX);
-                return core.refuse_requests(&error);
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a merge failed and will be repeated");
-                *core.merge_error.lock() = Some(error);
-                core.version_event.notify(usize::MAX);
-                core.pause(pause).await;
-                pause = (pause * 2).min(RETRY_MAX);
+                if is_damage {
+                    tracing::error!(%error, "merging has stopped: a table is damaged");
+                } else {
+                    tracing::warn!(%error, "a merge failed and will be repeated");
+                    core.pause(pause).await;
+                    pause = (pause * 2).min(RETRY_MAX);
+                }
             }
         }
     }
+}
+
+/// Begins the merge that is due beside those that run, if one is.
+fn begin(core: &Arc<Core>) -> Option<Begun> {
+    let begun = core.control.begin(|busy| {
+        if core.control.is_paused() {
+            return None;
+        }
+        let version = core.versions.current();
+        let mut requests = core.compact_requests.lock();
+        // Who asked for everything waits for what runs, and no longer than that.
+        let runs = version.levels().first().map_or(0, |level| level.runs.len());
+        if busy.is_some() && !requests.is_empty() && runs < PATIENT_RUNS {
+            return None;
+        }
+        let asked = if busy.is_none() { std::mem::take(&mut *requests) } else { Vec::new() };
+        drop(requests);
+        match core.next_merge(&version, busy, !asked.is_empty()) {
+            Some(choice) => Some((choice.newest(), (choice, asked))),
+            None => {
+                answer(asked, &Ok(()));
+                None
+            }
+        }
+    });
+    begun.map(|(ticket, (choice, requests))| Begun { ticket, choice, requests })
 }
 
 /// Whether there is nothing to merge; who waits for that looks again with every version.
 pub(super) fn is_idle(core: &Core) -> bool {
     core.compact_requests.lock().is_empty()
-        && core.control.progress().is_none()
-        && core.next_merge(&core.versions.current(), false).is_none()
+        && core.control.busy().is_none()
+        && core.next_merge(&core.versions.current(), None, false).is_none()
 }
 
-async fn merge(core: &Arc<Core>, version: &Arc<Version>, choice: Choice) -> Result<()> {
+async fn merge(core: &Arc<Core>, ticket: &Ticket, choice: &Choice) -> Result<()> {
     let rewritten = choice.rewrite_bytes;
     tracing::debug!(inputs = choice.inputs.len(), rewritten, "merge begins");
-    let mut context = core.job_context(&|_| ());
-    context.control = Some(&core.control);
-    let outcome = core.unless_closed(job::run(&context, version, &choice)).await?;
-    let bytes: u64 = outcome.opened.iter().map(|t| t.meta().file_bytes).sum();
-    if planted!(DeleteInputsEarly) {
-        for number in &outcome.edit.tables_removed {
-            super::background::remove(core.env.fs(), &core.dir, FileName::Table(*number)).await;
-        }
+    let version = core.versions.current();
+    let (entries, mut met) = (merged_entries(&version, choice), Overlap::of(&version, choice));
+    ticket.expect(entries);
+    let staged = choice.is_long().then(|| job::stage(&version, choice)).flatten();
+    // Its files shall go with the pieces that merge them.
+    drop(version);
+    if let Some(edit) = staged {
+        change_tables(core, edit, Vec::new()).await?;
     }
-    learn_overwritten(core, version, &choice, &outcome);
-    core.apply(outcome.edit, outcome.opened, |version| {
-        core.read_states.install(version.clone(), None);
-    })
-    .await?;
+    for piece in 0..=choice.ends.len() {
+        let version = core.versions.current();
+        let mut context = core.job_context(&|_| ());
+        context.control = Some(ticket);
+        let outcome = core.unless_closed(job::run(&context, &version, choice, piece)).await?;
+        drop(version);
+        let bytes: u64 = outcome.opened.iter().map(|t| t.meta().file_bytes).sum();
+        if planted!(DeleteInputsEarly) {
+            for number in &outcome.edit.tables_removed {
+                super::background::remove(core.env.fs(), &core.dir, FileName::Table(*number)).await;
+            }
+        }
+        met.written += referred(&outcome.opened);
+        change_tables(core, outcome.edit, outcome.opened).await?;
+        ticket.end_piece(outcome.entries);
+        stats::add(&core.metrics.compacted_bytes, bytes);
+    }
+    if choice.bottommost {
+        core.overwritten.learn(met.came, met.dropped());
+    }
     stats::add(&core.metrics.compactions, 1);
-    stats::add(&core.metrics.compacted_bytes, bytes);
-    tracing::debug!(bytes, "merge ended");
+    tracing::debug!("merge ended");
     Ok(())
 }
 
-/// Learns from a merge into the last run how much of what came was there already.
-fn learn_overwritten(core: &Core, version: &Version, choice: &Choice, outcome: &Outcome) {
-    if !choice.bottommost {
-        return;
+async fn change_tables(core: &Core, edit: VersionEdit, opened: Vec<Arc<Table>>) -> Result<()> {
+    core.apply(edit, opened, |version| {
+        core.read_states.install(version.clone(), None);
+    })
+    .await
+}
+
+fn is_moved(choice: &Choice, table: &Arc<Table>) -> bool {
+    choice.moved.binary_search(&table.meta().number).is_ok()
+}
+
+fn inputs<'a>(version: &'a Version, choice: &'a Choice) -> impl Iterator<Item = &'a Arc<Run>> {
+    version.runs().filter(|run| choice.inputs.iter().any(|(_, id)| *id == run.id))
+}
+
+/// The entries that the merge reads.
+fn merged_entries(version: &Version, choice: &Choice) -> u64 {
+    let entries = |table: &Arc<Table>| table.meta().entries;
+    let moved = |run: &Arc<Run>| -> u64 {
+        run.tables.iter().filter(|table| is_moved(choice, table)).map(entries).sum()
+    };
+    inputs(version, choice).map(|run| run.entries() - moved(run)).sum()
+}
+
+fn referred<'a>(tables: impl IntoIterator<Item = &'a Arc<Table>>) -> u64 {
+    tables.into_iter().map(|table| table.meta().referenced_bytes()).sum()
+}
+
+/// How much of what comes into the last run is there already, in bytes of references.
+struct Overlap {
+    /// What comes.
+    came: u64,
+    /// What is written of that and of the last run, less what is moved.
+    all: u64,
+    written: u64,
+}
+
+impl Overlap {
+    fn of(version: &Version, choice: &Choice) -> Overlap {
+        let runs: Vec<u64> =
+            inputs(version, choice).map(|run| referred(run.tables.iter())).collect();
+        let (all, last): (u64, u64) = (runs.iter().sum(), runs.last().copied().unwrap_or(0));
+        let moved = referred(version.tables().filter(|table| is_moved(choice, table)));
+        Overlap { came: all - last, all: all - moved, written: 0 }
     }
-    let runs = version.runs().filter(|run| choice.inputs.iter().any(|(_, id)| *id == run.id));
-    let referred: Vec<u64> = runs
-        .map(|run| run.tables.iter().map(|table| table.meta().referenced_bytes()).sum())
-        .collect();
-    let (Some(last), taken) = (referred.last(), referred.iter().sum::<u64>()) else { return };
-    let is_moved = |table: &&Arc<Table>| choice.moved.binary_search(&table.meta().number).is_ok();
-    let moved: u64 = version.tables().filter(is_moved).map(|t| t.meta().referenced_bytes()).sum();
-    let written: u64 = outcome.opened.iter().map(|table| table.meta().referenced_bytes()).sum();
-    core.overwritten.learn(taken - last, taken.saturating_sub(moved + written));
+
+    fn dropped(&self) -> u64 {
+        self.all.saturating_sub(self.written)
+    }
 }
 
 impl Core {
@@ -163,9 +243,23 @@ impl Core {
         answer(requests, &Err(error.clone()));
     }
 
-    /// The merge that is due in `version`, of everything when `all` is asked for.
-    pub(super) fn next_merge(&self, version: &Version, all: bool) -> Option<Choice> {
+    /// Why merging has stopped for good, if it has.
+    fn merge_damage(&self) -> Option<Error> {
+        self.merge_error.lock().clone().filter(Error::is_corruption)
+    }
+
+    /// The merge that is due in `version` beside those of the run `busy` and of older ones; of
+    /// everything when `all` is asked for.
+    pub(super) fn next_merge(
+        &self,
+        version: &Version,
+        busy: Option<RunId>,
+        all: bool,
+    ) -> Option<Choice> {
         let (tree, shape) = (Tree::of(version), self.shape());
+        if let Some(busy) = busy {
+            return picker::pick(&tree.newer_than(busy), &shape);
+        }
         if all {
             return picker::pick_all(&tree, &shape);
         }

@@ -124,7 +124,7 @@ pub(crate) struct Core {
     /// Why the last flush failed, until one succeeds.
     flush_error: Mutex<Option<Error>>,
     /// Merges, held up and watched.
-    control: Control,
+    control: Arc<Control>,
     /// Who waits for everything to be merged.
     compact_requests: Mutex<Vec<merge_task::Request>>,
     /// Why the last merge failed, until one succeeds.

@@ -32,7 +32,6 @@ use super::throttle::Throttle;
 use super::{Core, DB, Handle};
 use crate::allowance::Allowance;
 use crate::batch;
-use crate::compaction::control::Control;
 use crate::compaction::job::{self, Context};
 use crate::compaction::policy::Shape;
 use crate::error::{Error, ErrorKind, Result};
@@ -276,7 +275,7 @@ fn build(
         version_event: Event::new(),
         flush_error: Mutex::new(None),
         merge_error: Mutex::new(None),
-        control: Control::default(),
+        control: Arc::default(),
         compact_requests: Mutex::new(Vec::new()),
         tasks: Mutex::new(Vec::new()),
         trash: Mutex::new(None),

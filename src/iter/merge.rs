@@ -40,9 +40,14 @@ impl Merge {
         &**self.sources.get(index).expect("the heap holds indices of sources")
     }
 
+    /// Which of its sources has the next entry.
+    pub(crate) fn at(&self) -> usize {
+        *self.heap.first().expect("the merge is at an entry")
+    }
+
     /// The source that has the next entry.
     fn top(&self) -> &dyn Source {
-        self.source(*self.heap.first().expect("the merge is at an entry"))
+        self.source(self.at())
     }
 
     /// Whether source `a` comes before source `b`.
@@ -115,7 +120,7 @@ impl Source for Merge {
 
     fn advance(&mut self) {
         assert!(self.blocked.is_empty(), "a blocked merge is at no entry");
-        let first = *self.heap.first().expect("the merge is at an entry");
+        let first = self.at();
         let source = self.sources.get_mut(first).expect("the heap holds indices of sources");
         source.advance();
         match source.position() {

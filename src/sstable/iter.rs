@@ -7,7 +7,8 @@
 //!    the window behind it, whatever the run's size.
 //! 3. A window is only a hint: what cannot be taken from it is read again on its own, and only
 //!    that read reports errors.
-//! 4. A stream that wants so many entries reads no further ahead than they reach, about; what it
+//! 4. What a run was trimmed of is not met, in neither direction.
+//! 5. A stream that wants so many entries reads no further ahead than they reach, about; what it
 //!    wants beyond that (it met tombstones, say) shows that nobody knows how far it goes.
 
 use std::ops::Range;
@@ -22,12 +23,12 @@ use seerdb_io::File;
 use crate::allowance::{Allowance, Charge};
 use crate::error::Result;
 use crate::iter::{Direction, Entry, Position, Source};
-use crate::key::{KeyBuf, Trailer};
+use crate::key::{KeyBuf, SEQNO_MAX, Trailer};
 use crate::probe::{Origin, Probe};
 
 use super::block::EntryAt;
 use super::reader::Read;
-use super::{Block, BlockCache, CacheId, Cached, Run, Table};
+use super::{Block, BlockCache, CacheId, Cached, Run, Table, Trim};
 
 /// How many loads in a row, one block after the other, make a scan that deserves reading ahead.
 const STREAK: u32 = 2;
@@ -191,8 +192,19 @@ impl RunIter {
                 self.entry = Some(block.at(index));
                 self.block = Some(block);
                 self.position = Position::At;
+                self.end_where_trimmed();
             }
             None => self.next_block(),
+        }
+    }
+
+    /// Ends a reverse scan that comes to what the run was trimmed of.
+    fn end_where_trimmed(&mut self) {
+        if self.direction == Direction::Reverse
+            && self.run.trim.is_some()
+            && self.run.begins_behind(self.entry().key)
+        {
+            self.end();
         }
     }
 
@@ -432,6 +444,7 @@ impl Source for RunIter {
             Some(index) => {
                 self.entry = Some(block.at(index));
                 self.index = index;
+                self.end_where_trimmed();
             }
             None => self.next_block(),
         }
@@ -439,6 +452,13 @@ impl Source for RunIter {
 
     fn seek(&mut self, target: Option<(&[u8], Trailer)>) {
         self.streak = 0;
+        let is_early = |_: &&Trim| target.is_none_or(|(key, _)| self.run.begins_behind(key));
+        let target = match (self.run.trim.as_ref().filter(is_early), self.direction) {
+            (Some(trim), Direction::Forward) => {
+                Some((trim.from.as_slice(), Trailer::seek(SEQNO_MAX)))
+            }
+            _ => target,
+        };
         self.target = target.map(|(key, trailer)| (KeyBuf::from_slice(key), trailer));
         let tables = self.run.tables.len();
         let place = match (target, self.direction) {

@@ -33,7 +33,7 @@ pub(crate) use block::Block;
 pub(crate) use iter::{BlockSource, RunIter};
 pub(crate) use reader::{Lookup, PinnedMemory, Sought, Table};
 pub(crate) use references::Reference;
-pub(crate) use run::Run;
+pub(crate) use run::{Run, Trim};
 pub(crate) use writer::{TableWriter, TableWriterOptions};
 
 /// The cache of decoded data blocks and of values.

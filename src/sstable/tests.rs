@@ -170,7 +170,7 @@ fn write_run(fs: &Fs, dir: &Path, entries: &Entries, cuts: &[usize], how: Compre
             Table::open(fs, dir, Arc::new(meta), OpenOptions::default()).await.unwrap()
         })
     });
-    Run::new(1, tables.collect())
+    Run::new(1, tables.collect(), None)
 }
 
 proptest! {
@@ -263,7 +263,7 @@ fn read_all(fs: &Fs, dir: &Path, meta: &TableMeta, entries: &Entries) -> Result<
             Err(error) => failed = Some(error),
         }
     }
-    let run = Arc::new(Run::new(1, vec![table.clone()]));
+    let run = Arc::new(Run::new(1, vec![table.clone()], None));
     for source in [BlockSource::Cached { cache, fill: true }, BlockSource::ReadAhead { bytes: 300 }]
     {
         let mut iter = RunIter::new(run.clone(), Direction::Forward, source);
@@ -409,7 +409,7 @@ fn large_and_many_entries_go_through_several_chunks() {
         let table = opened(&fs, dir.path(), meta);
         assert!(table.resident_bytes() > 6000);
         block_on(table.verify()).unwrap();
-        let run = Arc::new(Run::new(1, vec![table]));
+        let run = Arc::new(Run::new(1, vec![table], None));
         let targets = vec![(500u64.to_be_bytes().to_vec(), Trailer::seek(SEQNO_MAX))];
         check_scans(&run, &entries, &targets);
     }
@@ -492,7 +492,7 @@ fn a_direct_table_is_read_around_the_page_cache() {
             let (found, stored) = block_on(look).unwrap().unwrap();
             assert_eq!((found, &stored[..]), (*trailer, &value[..]));
         }
-        let run = Arc::new(Run::new(1, vec![table]));
+        let run = Arc::new(Run::new(1, vec![table], None));
         let source = BlockSource::Cached { cache, fill: true };
         let mut iter = RunIter::new(run, Direction::Forward, source);
         iter.seek(None);
@@ -514,7 +514,7 @@ fn a_table_that_is_cut_while_open_is_damaged() {
     let cache = BlockCache::new(1 << 20);
     assert!(table.block_now(&cache, true, 0).is_none(), "not from half a block");
     for source in block_sources() {
-        let run = Arc::new(Run::new(1, vec![table.clone()]));
+        let run = Arc::new(Run::new(1, vec![table.clone()], None));
         let mut iter = RunIter::new(run, Direction::Forward, source);
         iter.seek(None);
         assert_corruption(&collect(&mut iter).unwrap_err(), &path, "ends before its blocks do");

@@ -15,6 +15,7 @@
 //! | 9 | durable seqno | varint, at most once |
 //! | 10 | values added | description as in `vlog`: a segment that is sealed, or a rewritten file |
 //! | 11 | values removed | file number varint |
+//! | 12 | run trimmed | run id varint, entries varint, first key (length varint, bytes) |
 //!
 //! Invariants:
 //! 1. The tags are frozen. A reader refuses a tag it does not know: a newer version wrote it.
@@ -24,9 +25,9 @@ use std::sync::Arc;
 
 use crate::codec::{Cursor, Sink};
 use crate::filename::FileNumber;
-use crate::key::SeqNo;
+use crate::key::{KeyBuf, SeqNo};
 use crate::log::format::Stream;
-use crate::sstable::TableMeta;
+use crate::sstable::{TableMeta, Trim};
 use crate::vlog::ValuesMeta;
 
 use super::RunId;
@@ -42,6 +43,7 @@ const NEXT_RUN: u64 = 8;
 const DURABLE_SEQNO: u64 = 9;
 const VALUES_ADDED: u64 = 10;
 const VALUES_REMOVED: u64 = 11;
+const RUN_TRIMMED: u64 = 12;
 
 /// A log segment that recovery must read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +62,8 @@ pub(crate) struct VersionEdit {
     pub(crate) tables_removed: Vec<FileNumber>,
     /// New level and run of tables that stay as they are.
     pub(crate) tables_moved: Vec<(FileNumber, u8, RunId)>,
+    /// Where runs begin from now on whose first entries went to older runs.
+    pub(crate) runs_trimmed: Vec<(RunId, Trim)>,
     pub(crate) segments_added: Vec<SegmentName>,
     pub(crate) segments_removed: Vec<FileNumber>,
     /// Files of the value log that need no replay from now on: segments that leave the log, which
@@ -106,6 +110,12 @@ impl VersionEdit {
             out.put_varint(*number);
             out.put_u8(*level);
             out.put_varint(*run);
+        }
+        for (run, trim) in &self.runs_trimmed {
+            out.put_varint(RUN_TRIMMED);
+            out.put_varint(*run);
+            out.put_varint(trim.entries);
+            out.put_slice(&trim.from);
         }
         for named in &self.segments_added {
             out.put_varint(SEGMENT_ADDED);
@@ -169,6 +179,11 @@ impl VersionEdit {
             TABLE_REMOVED => self.tables_removed.push(cursor.varint()?),
             TABLE_MOVED => {
                 self.tables_moved.push((cursor.varint()?, cursor.u8()?, cursor.varint()?));
+            }
+            RUN_TRIMMED => {
+                let (run, entries) = (cursor.varint()?, cursor.varint()?);
+                let from = KeyBuf::from_slice(cursor.slice()?);
+                self.runs_trimmed.push((run, Trim { from, entries }));
             }
             SEGMENT_ADDED => self.segments_added.push(SegmentName {
                 number: cursor.varint()?,

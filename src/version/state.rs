@@ -14,9 +14,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::filename::FileNumber;
-use crate::key::SeqNo;
+use crate::key::{SEQNO_MAX, SeqNo};
 use crate::log::format::Stream;
-use crate::sstable::{Reference, TableMeta};
+use crate::sstable::{Reference, TableMeta, Trim};
 use crate::vlog::ValuesMeta;
 
 use super::edit::{SegmentName, VersionEdit};
@@ -27,6 +27,66 @@ use super::{LEVELS, RunId};
 pub(crate) struct RunMeta {
     pub(crate) id: RunId,
     pub(crate) tables: Vec<Arc<TableMeta>>,
+    /// What of the first table is no longer the run's.
+    pub(crate) trim: Option<Trim>,
+}
+
+impl RunMeta {
+    /// The tables with the first keys that are the run's.
+    fn spans(&self) -> impl Iterator<Item = (&[u8], &TableMeta)> {
+        let trims = self.trim.iter().map(Some).chain(std::iter::repeat(None));
+        self.tables.iter().zip(trims).map(|(table, trim)| {
+            (trim.map_or(table.smallest.as_slice(), |trim| &trim.from), &**table)
+        })
+    }
+
+    /// Checks the tables, and that the trim lies within the first of them.
+    fn check(&self) -> Result<(), String> {
+        for table in &self.tables {
+            if table.smallest > table.largest || table.seqno_min > table.seqno_max {
+                return Err(format!("the bounds of table {} are crossed", table.number));
+            }
+        }
+        for (a, b) in self.tables.iter().zip(self.tables.iter().skip(1)) {
+            if a.largest >= b.smallest {
+                return Err(format!("tables {} and {} overlap", a.number, b.number));
+            }
+        }
+        let is_within = |trim: &Trim, first: &TableMeta| {
+            *first.smallest < *trim.from
+                && *trim.from <= *first.largest
+                && (1..first.entries).contains(&trim.entries)
+        };
+        match (&self.trim, self.tables.first()) {
+            (Some(trim), Some(first)) if !is_within(trim, first) => {
+                Err(format!("run {} is trimmed outside of table {}", self.id, first.number))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn seqnos(&self) -> (SeqNo, SeqNo) {
+        let min = self.tables.iter().map(|table| table.seqno_min).min();
+        let max = self.tables.iter().map(|table| table.seqno_max).max();
+        (min.unwrap_or(SEQNO_MAX), max.unwrap_or(0))
+    }
+
+    /// Checks that where keys may be in both runs, those of this run are newer.
+    fn check_newer(&self, older: &RunMeta) -> Result<(), String> {
+        let (mut ours, mut theirs) = (self.spans().peekable(), older.spans().peekable());
+        while let (Some((from, a)), Some((other_from, b))) = (ours.peek(), theirs.peek()) {
+            let overlap = *from <= b.largest.as_slice() && *other_from <= a.largest.as_slice();
+            if overlap && b.seqno_max >= a.seqno_min {
+                return Err(format!("table {} is newer than its run", b.number));
+            }
+            if a.largest < b.largest {
+                ours.next().map(drop)
+            } else {
+                theirs.next().map(drop)
+            };
+        }
+        Ok(())
+    }
 }
 
 /// The sum of all edits.
@@ -112,6 +172,7 @@ impl State {
             for run in runs {
                 let added = run.tables.iter().map(|meta| (level, run.id, Arc::clone(meta)));
                 edit.tables_added.extend(added);
+                edit.runs_trimmed.extend(run.trim.clone().map(|trim| (run.id, trim)));
             }
         }
         edit
@@ -151,7 +212,22 @@ impl State {
                 return Err(format!("value file {number} cannot be added"));
             }
         }
-        let levels = regroup(self.place(edit, next_file, next_run)?);
+        let mut trims: HashMap<RunId, Trim> = self
+            .levels
+            .iter()
+            .flatten()
+            .filter_map(|run| Some((run.id, run.trim.clone()?)))
+            .collect();
+        for (run, trim) in &edit.runs_trimmed {
+            let old = trims.insert(*run, trim.clone());
+            if old.is_some_and(|old| *trim.from < *old.from) {
+                return Err(format!("run {run} grows at its beginning"));
+            }
+        }
+        let levels = regroup(self.place(edit, next_file, next_run)?, &mut trims);
+        if let Some((run, _)) = edit.runs_trimmed.iter().find(|(run, _)| trims.contains_key(run)) {
+            return Err(format!("run {run} is not there to trim"));
+        }
         let state =
             State { levels, segments, values, flushed_seqno, durable_seqno, next_file, next_run };
         state.check()?;
@@ -199,27 +275,18 @@ impl State {
 
     /// The invariants of the levels; see [`super::Version`].
     fn check(&self) -> Result<(), String> {
-        let mut newer = RunId::MAX;
-        let mut floor = SeqNo::MAX;
-        for run in self.levels.iter().flatten() {
-            if run.id >= newer {
-                return Err(format!("run {} is not older than run {newer} before it", run.id));
-            }
-            for (a, b) in run.tables.iter().zip(run.tables.iter().skip(1)) {
-                if a.largest >= b.smallest {
-                    return Err(format!("tables {} and {} overlap", a.number, b.number));
+        let runs = || self.levels.iter().flatten().map(|run| (run, run.seqnos()));
+        for (at, (run, (_, seqno_max))) in runs().enumerate() {
+            run.check()?;
+            for (newer, (seqno_min, _)) in runs().take(at) {
+                if run.id >= newer.id {
+                    let (run, newer) = (run.id, newer.id);
+                    return Err(format!("run {run} is not older than run {newer} before it"));
+                }
+                if seqno_max >= seqno_min {
+                    newer.check_newer(run)?;
                 }
             }
-            for table in &run.tables {
-                if table.smallest > table.largest || table.seqno_min > table.seqno_max {
-                    return Err(format!("the bounds of table {} are crossed", table.number));
-                }
-                if table.seqno_max >= floor {
-                    return Err(format!("table {} is newer than its run", table.number));
-                }
-            }
-            newer = run.id;
-            floor = run.tables.iter().map(|table| table.seqno_min).min().unwrap_or(floor);
         }
         self.check_references()
     }
@@ -251,8 +318,9 @@ fn rise(what: &str, old: u64, new: Option<u64>) -> Result<u64, String> {
     }
 }
 
-/// Levels of runs, newest first, of tables in key order.
-fn regroup(placed: Placed) -> [Vec<RunMeta>; LEVELS] {
+/// Levels of runs, newest first, of tables in key order. Takes the trims of these runs; one that
+/// is before the first table of its run has had its time.
+fn regroup(placed: Placed, trims: &mut HashMap<RunId, Trim>) -> [Vec<RunMeta>; LEVELS] {
     let count = placed.len();
     let mut runs: BTreeMap<(usize, Reverse<RunId>), Vec<Arc<TableMeta>>> = BTreeMap::new();
     for (level, run, meta) in placed.into_values() {
@@ -263,7 +331,9 @@ fn regroup(placed: Placed) -> [Vec<RunMeta>; LEVELS] {
     for ((level, Reverse(id)), mut tables) in runs {
         tables.sort_by(|a, b| a.smallest.cmp(&b.smallest));
         if let Some(level) = levels.get_mut(level) {
-            level.push(RunMeta { id, tables });
+            let first = tables.first().map_or(&[][..], |table| &table.smallest);
+            let trim = trims.remove(&id).filter(|trim| first < trim.from.as_slice());
+            level.push(RunMeta { id, tables, trim });
         }
     }
     let grouped: usize = levels.iter().flatten().map(|run| run.tables.len()).sum();

@@ -6,9 +6,10 @@ use super::edit::{BadEdit, SegmentName, VersionEdit};
 use super::state::State;
 use super::*;
 use crate::codec::Sink;
+use crate::key::KeyBuf;
 use crate::log::format::Stream;
 use crate::sstable::format::Handle;
-use crate::sstable::{Reference, TableMeta};
+use crate::sstable::{Reference, TableMeta, Trim};
 use crate::vlog::{Kind, ValuesMeta};
 
 /// A table of `keys`, with seqnos of its own.
@@ -77,32 +78,39 @@ fn edit_strategy() -> impl Strategy<Value = VersionEdit> {
         let stream = if values { Stream::Values } else { Stream::Wal };
         SegmentName { number, salt, stream }
     });
+    let key = proptest::collection::vec(any::<u8>(), 0..40);
+    let trim = (key, any::<u64>())
+        .prop_map(|(from, entries)| Trim { from: KeyBuf::from_slice(&from), entries });
     (
         proptest::collection::vec((any::<u8>(), any::<u64>(), meta_strategy()), few.clone()),
         proptest::collection::vec(any::<u64>(), few.clone()),
         proptest::collection::vec((any::<u64>(), any::<u8>(), any::<u64>()), few.clone()),
+        proptest::collection::vec((any::<u64>(), trim), few.clone()),
         proptest::collection::vec(wal, few.clone()),
         proptest::collection::vec(any::<u64>(), few.clone()),
         proptest::collection::vec(values_strategy(), few.clone()),
         proptest::collection::vec(any::<u64>(), few),
         any::<[Option<u64>; 4]>(),
     )
-        .prop_map(|(added, removed, moved, segments, gone, values, values_gone, counters)| {
-            let [flushed_seqno, durable_seqno, next_file, next_run] = counters;
-            VersionEdit {
-                tables_added: added,
-                tables_removed: removed,
-                tables_moved: moved,
-                segments_added: segments,
-                segments_removed: gone,
-                values_added: values,
-                values_removed: values_gone,
-                flushed_seqno,
-                durable_seqno,
-                next_file,
-                next_run,
-            }
-        })
+        .prop_map(
+            |(added, removed, moved, trimmed, segments, gone, values, values_gone, counters)| {
+                let [flushed_seqno, durable_seqno, next_file, next_run] = counters;
+                VersionEdit {
+                    tables_added: added,
+                    tables_removed: removed,
+                    tables_moved: moved,
+                    runs_trimmed: trimmed,
+                    segments_added: segments,
+                    segments_removed: gone,
+                    values_added: values,
+                    values_removed: values_gone,
+                    flushed_seqno,
+                    durable_seqno,
+                    next_file,
+                    next_run,
+                }
+            },
+        )
 }
 
 proptest! {
@@ -138,7 +146,7 @@ proptest! {
 
 #[test]
 fn unknown_tags_and_repeated_counters_are_refused() {
-    assert_eq!(VersionEdit::decode(&[12]), Err(BadEdit::UnknownTag(12)));
+    assert_eq!(VersionEdit::decode(&[13]), Err(BadEdit::UnknownTag(13)));
     assert_eq!(VersionEdit::decode(&[0]), Err(BadEdit::UnknownTag(0)));
     assert_eq!(VersionEdit::decode(&[9, 1, 9, 1]), Err(BadEdit::Malformed));
     assert_eq!(VersionEdit::decode(&[6]), Err(BadEdit::Malformed));
@@ -207,12 +215,48 @@ fn a_merge_replaces_neighbours() {
     assert!(after.levels()[0].is_empty());
 }
 
+fn trim(from: &str, entries: u64) -> Trim {
+    Trim { from: KeyBuf::from_slice(from.as_bytes()), entries }
+}
+
+/// The first piece of a merge of all three runs, then the rest.
+#[test]
+fn a_piece_enters_the_oldest_run_and_trims_the_newer_ones() {
+    let piece = VersionEdit {
+        tables_added: vec![(2, 3, table(7, "a-m", (2, 59)))],
+        tables_removed: vec![5, 1],
+        runs_trimmed: vec![(8, trim("n", 6))],
+        next_file: Some(8),
+        ..VersionEdit::default()
+    };
+    let untrimmed = VersionEdit { runs_trimmed: vec![], ..piece.clone() };
+    let what = state().apply(&untrimmed).unwrap_err();
+    assert!(what.contains("table 7 is newer than its run"), "{what}");
+    let after = state().apply(&piece).unwrap();
+    assert_eq!(after.levels()[0][0].trim, Some(trim("n", 6)));
+    assert_eq!(State::empty().apply(&after.snapshot()).unwrap(), after);
+    let back = VersionEdit { runs_trimmed: vec![(8, trim("m", 5))], ..VersionEdit::default() };
+    assert!(after.apply(&back).unwrap_err().contains("run 8 grows at its beginning"));
+    let rest = VersionEdit {
+        tables_added: vec![(0, 8, table(8, "x-z", (48, 49)))],
+        tables_removed: vec![4],
+        next_file: Some(9),
+        ..VersionEdit::default()
+    };
+    // The table that the trim was in is gone, and so is the trim.
+    assert_eq!(after.apply(&rest).unwrap().levels()[0][0].trim, None);
+}
+
 #[test]
 fn contradictions_are_named() {
     let edit = VersionEdit::default;
     let added = |level, run, table| VersionEdit {
         tables_added: vec![(level, run, table)],
         next_file: Some(20),
+        ..edit()
+    };
+    let trimmed = |run, from: &str, entries| VersionEdit {
+        runs_trimmed: vec![(run, trim(from, entries))],
         ..edit()
     };
     let cases = [
@@ -230,6 +274,10 @@ fn contradictions_are_named() {
         (added(0, 10, table(19, "x-y", (60, 61))), "table 19 is in level 0, run 10"),
         (added(1, 7, table(19, "x-y", (60, 61))), "table 19 is newer than its run"),
         (added(0, 9, table(19, "y-x", (60, 61))), "the bounds of table 19 are crossed"),
+        (trimmed(7, "d", 1), "run 7 is not there to trim"),
+        (trimmed(8, "z0", 1), "run 8 is trimmed outside of table 4"),
+        (trimmed(8, "d", 10), "run 8 is trimmed outside of table 4"),
+        (trimmed(8, "d", 0), "run 8 is trimmed outside of table 4"),
     ];
     for (edit, expected) in cases {
         let what = state().apply(&edit).unwrap_err();

@@ -167,6 +167,11 @@ fn apply(manifest: &mut Manifest, payload: &[u8]) -> Option<()> {
             11 => {
                 manifest.values.remove(&bytes.varint()?);
             }
+            12 => {
+                bytes.varint()?;
+                bytes.varint()?;
+                bytes.slice()?;
+            }
             _ => return None,
         }
     }

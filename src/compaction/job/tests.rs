@@ -20,10 +20,11 @@ use crate::compaction::picker;
 use crate::compaction::policy::Shape;
 use crate::compaction::{OutputLevel, Tree};
 use crate::error::ErrorKind;
-use crate::iter::Entry;
+use crate::iter::{Direction, Entry};
 use crate::key::{Trailer, ValueKind};
 use crate::options::DBOptions;
 use crate::sstable::format::{BlockKind, Stored, block_trailer};
+use crate::sstable::{BlockSource, RunIter};
 
 /// Key, trailer, value.
 type Version3 = (Vec<u8>, Trailer, Vec<u8>);
@@ -144,10 +145,17 @@ impl Bed {
     }
 
     fn merge(&mut self, choice: &Choice) {
-        let version = self.set.current();
-        let outcome = self.with(|ctx| block_on(run(ctx, &version, choice))).unwrap();
-        drop(version);
-        self.apply(outcome);
+        let staged = stage(&self.set.current(), choice).filter(|_| choice.is_long());
+        if let Some(edit) = staged {
+            self.apply(Outcome { edit, opened: Vec::new(), entries: 0 });
+        }
+        for piece in 0..=choice.ends.len() {
+            let version = self.set.current();
+            let outcome = self.with(|ctx| block_on(run(ctx, &version, choice, piece))).unwrap();
+            drop(version);
+            self.apply(outcome);
+            self.check_reads();
+        }
     }
 
     fn compact(&mut self) {
@@ -361,7 +369,7 @@ fn a_damaged_input_fails_the_merge_and_stays() {
     file.write_cached(&[0xAA; 16], 1000).unwrap();
     let version = bed.set.current();
     let choice = picker::pick_all(&Tree::of(&version), &bed.shape()).unwrap();
-    let failed = bed.with(|ctx| block_on(run(ctx, &version, &choice))).err().unwrap();
+    let failed = bed.with(|ctx| block_on(run(ctx, &version, &choice, 0))).err().unwrap();
     assert!(failed.is_corruption(), "{failed}");
     assert_eq!(failed.location().unwrap().0, victim);
     assert_eq!(bed.tables_on_disk(), tables);
@@ -376,13 +384,16 @@ fn a_merge_that_is_paused_stops_where_it_is() {
         bed.flush(&writes);
     }
     let version = bed.set.current();
-    let choice = picker::pick_all(&Tree::of(&version), &bed.shape()).unwrap();
-    let (control, clock) = (Control::default(), bed.env.clock().clone());
+    let mut choice = picker::pick_all(&Tree::of(&version), &bed.shape()).unwrap();
+    choice.ends.clear();
+    let (control, clock) = (Arc::new(Control::default()), bed.env.clock().clone());
+    let (ticket, ()) = control.begin(|_| Some((choice.newest(), ()))).unwrap();
+    ticket.expect(10_000);
     control.pause();
     let outcome = bed.with(|ctx| {
         let snapshots = ctx.snapshots.clone();
-        let ctx = Context { control: Some(&control), snapshots, ..*ctx };
-        let mut merge = pin!(run(&ctx, &version, &choice));
+        let ctx = Context { control: Some(&ticket), snapshots, ..*ctx };
+        let mut merge = pin!(run(&ctx, &version, &choice, 0));
         // A mebibyte are some 3300 of the entries.
         let mut wait_until = |stops: &dyn Fn(u64) -> bool| {
             for _ in 0..100_000 {
@@ -441,7 +452,7 @@ fn entries_beyond_the_promised_seqnos_are_corruption() {
     bed.flush(&[("c", Some("3"))]);
     let version = bed.set.current();
     let choice = picker::pick_all(&Tree::of(&version), &bed.shape()).unwrap();
-    let failed = bed.with(|ctx| block_on(run(ctx, &version, &choice))).err().unwrap();
+    let failed = bed.with(|ctx| block_on(run(ctx, &version, &choice, 0))).err().unwrap();
     assert!(failed.is_corruption(), "{failed}");
     assert_eq!(bed.tables_on_disk(), bed.tables());
 }
@@ -481,12 +492,12 @@ fn flushes_during_a_merge_stay_in_front() {
     let version = bed.set.current();
     let mut choice = picker::pick_all(&Tree::of(&version), &bed.shape()).unwrap();
     choice.output = OutputLevel::Fixed(0);
-    let outcome = bed.with(|ctx| block_on(run(ctx, &version, &choice))).unwrap();
+    let outcome = bed.with(|ctx| block_on(run(ctx, &version, &choice, 0))).unwrap();
     bed.flush(&[("a", Some("5"))]);
     bed.apply(outcome);
     let current = bed.set.current();
     let ids: Vec<RunId> = current.levels()[0].runs.iter().map(|run| run.id).collect();
-    assert_eq!(ids, [5, 4]);
+    assert_eq!(ids, [5, 1]);
     bed.check_reads();
 }
 
@@ -498,7 +509,7 @@ fn a_job_can_run_on_a_lane() {
     let version = bed.set.current();
     let choice = picker::pick_all(&Tree::of(&version), &bed.shape()).unwrap();
     bed.with(|ctx| {
-        is_send(&run(ctx, &version, &choice));
+        is_send(&run(ctx, &version, &choice, 0));
         let mut source = List::new(Vec::new());
         is_send(&write_level_0(ctx, &mut source, 1.0));
         is_send(&bed.set.apply(VersionEdit::default(), Vec::new(), |_| ()));

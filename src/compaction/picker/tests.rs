@@ -44,6 +44,7 @@ fn run(text: &str) -> RunView<'_> {
             bytes: bytes.parse().unwrap(),
             referred: 0,
             tombstones: tombstones.parse().unwrap(),
+            is_trimmed: false,
             smallest: smallest.as_bytes(),
             largest: largest.as_bytes(),
         }
@@ -84,21 +85,21 @@ fn picks() {
             "more than K runs go to level 1",
             shape(),
             "0: 4 4:a-z=99 | 3 3:a-z=99 | 2 2:a-z=99 | 1 1:a-z=99",
-            "0/4 0/3 0/2 0/1 -> 4 at 1 bottommost",
+            "0/4 0/3 0/2 0/1 -> 1 at 1 bottommost",
         ),
         (
             "the last level joins beyond Z runs",
             shape(),
             "0: 5 5:a-z=99 | 4 4:a-z=99 | 3 3:a-z=99 | 2 2:a-z=99
              1: 1 1:a-z=396",
-            "0/5 0/4 0/3 0/2 1/1 -> 5 from 1, 1 bottommost",
+            "0/5 0/4 0/3 0/2 1/1 -> 1 from 1, 1 bottommost",
         ),
         (
             "a result too large for the last level becomes a deeper one",
             shape(),
             "0: 5 5:a-z=100 | 4 4:a-z=100 | 3 3:a-z=100 | 2 2:a-z=100
              1: 1 1:a-z=1500",
-            "0/5 0/4 0/3 0/2 1/1 -> 5 from 1, 2 bottommost",
+            "0/5 0/4 0/3 0/2 1/1 -> 1 from 1, 2 bottommost",
         ),
         (
             "with room in an upper level nothing more is read",
@@ -106,7 +107,7 @@ fn picks() {
             "0: 7 7:a-z=100 | 6 6:a-z=100 | 5 5:a-z=100 | 4 4:a-z=100
              1: 3 3:a-z=400 | 2 2:a-z=400
              2: 1 1:a-z=4000",
-            "0/7 0/6 0/5 0/4 -> 7 at 1",
+            "0/7 0/6 0/5 0/4 -> 4 at 1",
         ),
         (
             "a full upper level is carried through",
@@ -115,7 +116,7 @@ fn picks() {
              1: 5 5:a-z=400 | 4 4:a-z=400 | 3 3:a-z=400
              2: 2 2:a-z=1600
              3: 1 1:a-z=9000",
-            "0/9 0/8 0/7 0/6 1/5 1/4 1/3 -> 9 at 2",
+            "0/9 0/8 0/7 0/6 1/5 1/4 1/3 -> 3 at 2",
         ),
         (
             "carried through to the bottom, the tree may get shallower",
@@ -123,20 +124,20 @@ fn picks() {
             "0: 9 9:a-z=100 | 8 8:a-z=100 | 7 7:a-z=100 | 6 6:a-z=100
              1: 5 5:a-z=400 | 4 4:a-z=400 | 3 3:a-z=400
              2: 2 2:a-z=10",
-            "0/9 0/8 0/7 0/6 1/5 1/4 1/3 2/2 -> 9 from 1, 2 bottommost",
+            "0/9 0/8 0/7 0/6 1/5 1/4 1/3 2/2 -> 2 from 1, 2 bottommost",
         ),
         (
             "tiny runs gather in level 0",
             shape(),
             "0: 5 5:a-z=1 | 4 4:a-z=1 | 3 3:a-z=1 | 2 2:a-z=7
              1: 1 1:a-z=900",
-            "0/5 0/4 0/3 -> 5 at 0",
+            "0/5 0/4 0/3 -> 3 at 0",
         ),
         (
             "K = 1 merges into the newest run until it is full",
             k1,
             "0: 2 2:a-z=100 | 1 1:a-z=200",
-            "0/2 0/1 -> 2 at 0 bottommost",
+            "0/2 0/1 -> 1 at 0 bottommost",
         ),
         (
             "K = 1 carries a full run into the next",
@@ -144,14 +145,14 @@ fn picks() {
             "0: 4 4:a-z=100 | 3 3:a-z=400
              1: 2 2:a-z=1000
              2: 1 1:a-z=5000",
-            "0/4 0/3 1/2 -> 4 at 1",
+            "0/4 0/3 1/2 -> 2 at 1",
         ),
         (
             "Z = 3 adds runs to the last level",
             z3,
             "0: 6 6:a-z=100 | 5 5:a-z=100 | 4 4:a-z=100 | 3 3:a-z=100
              1: 2 2:a-z=400 | 1 1:a-z=400",
-            "0/6 0/5 0/4 0/3 -> 6 at 1",
+            "0/6 0/5 0/4 0/3 -> 3 at 1",
         ),
         (
             "too many runs for the options, deepest level first",
@@ -160,14 +161,14 @@ fn picks() {
              1: 8 8:a-z=1 | 7 7:a-z=1 | 6 6:a-z=1 | 5 5:a-z=1
              2: 4 4:a-z=1000 | 3 3:a-z=1000 | 2 2:a-z=1000 | 1 1:a-z=1000
              3: 0 100:a-z=9000",
-            "2/4 2/3 2/2 2/1 3/0 -> 4 from 2, 3 bottommost",
+            "2/4 2/3 2/2 2/1 3/0 -> 0 from 2, 3 bottommost",
         ),
         (
             "an upper level beyond its capacity moves down",
             shape(),
             "1: 2 2:a-z=1700
              2: 1 1:a-z=6000",
-            "1/2 2/1 -> 2 from 1, 3 bottommost",
+            "1/2 2/1 -> 1 from 1, 3 bottommost",
         ),
         (
             "a last level beyond its capacity is left for the next merge",
@@ -180,26 +181,26 @@ fn picks() {
             shape(),
             "0: 5 8:m-n=80 9:o-p=20 | 4 7:k-l=100 | 3 6:i-j=100 | 2 5:g-h=100
              1: 1 1:a-b=100 2:c-d=100 3:e-f=100",
-            "0/5 0/4 0/3 0/2 1/1 -> 5 from 1, 1 bottommost moves [1, 2, 3, 5, 6, 7, 8, 9]",
+            "0/5 0/4 0/3 0/2 1/1 -> 1 from 1, 1 bottommost moves [1, 2, 3, 5, 6, 7, 8, 9]",
         ),
         (
             "what overlaps is rewritten, the rest moves; touching at one key overlaps",
             shape(),
             "0: 5 8:a-b=100 | 4 7:b-c=100 | 3 6:i-j=100 | 2 5:x-z=100
              1: 1 1:d-e=100 2:j-k=100 3:l-m=100",
-            "0/5 0/4 0/3 0/2 1/1 -> 5 from 1, 1 bottommost moves [1, 3, 5]",
+            "0/5 0/4 0/3 0/2 1/1 -> 1 from 1, 1 bottommost moves [1, 3, 5]",
         ),
         (
             "a wide table hides what lies within it",
             shape(),
             "0: 4 8:a-z=100 | 3 7:b-c=100 | 2 6:d-e=100 | 1 5:z0-zz=100",
-            "0/4 0/3 0/2 0/1 -> 4 at 1 bottommost moves [5]",
+            "0/4 0/3 0/2 0/1 -> 1 at 1 bottommost moves [5]",
         ),
         (
             "at the bottom tombstones go, so their tables are rewritten",
             shape(),
             "0: 5 8:a-b=100/1 | 4 7:c-d=100 | 3 6:e-f=100 | 2 5:g-h=100",
-            "0/5 0/4 0/3 0/2 -> 5 at 1 bottommost moves [5, 6, 7]",
+            "0/5 0/4 0/3 0/2 -> 2 at 1 bottommost moves [5, 6, 7]",
         ),
         (
             "above the bottom tombstones stay and their tables may move",
@@ -207,13 +208,13 @@ fn picks() {
             "0: 5 8:a-b=100/1 | 4 7:c-d=100 | 3 6:e-f=100 | 2 5:g-h=100
              1: 1 1:a-z=100
              2: 0 2:a-z=4000",
-            "0/5 0/4 0/3 0/2 -> 5 at 1 moves [5, 6, 7, 8]",
+            "0/5 0/4 0/3 0/2 -> 2 at 1 moves [5, 6, 7, 8]",
         ),
         (
             "small tables are merged rather than moved",
             shape(),
             "0: 5 8:a-b=9 | 4 7:c-d=9 | 3 6:e-f=100 | 2 5:g-h=100",
-            "0/5 0/4 0/3 0/2 -> 5 at 1 bottommost moves [5, 6]",
+            "0/5 0/4 0/3 0/2 -> 2 at 1 bottommost moves [5, 6]",
         ),
     ];
     for (name, shape, text, expected) in cases {
@@ -241,7 +242,7 @@ fn cut_level(text: &str) -> String {
 fn slivers_join_the_smaller_neighbour() {
     let wide = Shape { table_bytes: 640, unit_bytes: 1000, ..shape() };
     let text = "0: 4 4:a-b=640 | 3 3:c-d=5 | 2 2:e-f=400 | 1 1:g-h=640";
-    assert_eq!(show(pick(&tree(text), &wide)), "0/4 0/3 0/2 0/1 -> 4 at 1 bottommost moves [1, 4]");
+    assert_eq!(show(pick(&tree(text), &wide)), "0/4 0/3 0/2 0/1 -> 1 at 1 bottommost moves [1, 4]");
 }
 
 #[test]
@@ -249,7 +250,7 @@ fn everything_at_once() {
     let text = "0: 5 5:a-b=100 | 4 4:c-d=100
                 2: 3 3:e-f=1000 | 2 2:a-z=9";
     let all = pick_all(&tree(text), &shape());
-    assert_eq!(show(all), "0/5 0/4 2/3 2/2 -> 5 from 1, 1 bottommost");
+    assert_eq!(show(all), "0/5 0/4 2/3 2/2 -> 2 from 1, 1 bottommost");
     assert_eq!(pick_all(&Tree::default(), &shape()), None);
 }
 
@@ -309,6 +310,7 @@ impl Model {
                     bytes: *bytes,
                     referred: 0,
                     tombstones: 0,
+                    is_trimmed: false,
                     smallest: smallest.as_bytes(),
                     largest: largest.as_bytes(),
                 });

@@ -42,5 +42,5 @@ fn the_tables_of_a_run_stand_in_order() {
         let meta = block_on(write(&fs, dir.path(), number, how, &small_table())).unwrap();
         opened(&fs, dir.path(), meta)
     };
-    Run::new(3, vec![open(2), open(1)]);
+    Run::new(3, vec![open(2), open(1)], None);
 }
