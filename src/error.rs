@@ -36,6 +36,8 @@ pub enum ErrorKind {
     Locked,
     /// The database is closed.
     Closed,
+    /// Somebody called it off. What was done stays done; it may be asked for again.
+    Cancelled,
     /// The handle came into this process by a fork: use it in the process that opened it, or open
     /// the database here once that one has closed it. Nothing was changed.
     Forked,
@@ -83,6 +85,11 @@ impl Error {
     /// The database is closed.
     pub(crate) fn closed() -> Self {
         Error::new(ErrorKind::Closed, "the database is closed")
+    }
+
+    /// What was asked for was called off.
+    pub(crate) fn cancelled() -> Self {
+        Error::new(ErrorKind::Cancelled, "the compaction was called off")
     }
 
     /// The handle was carried into another process.

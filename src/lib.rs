@@ -177,6 +177,7 @@ mod filter;
 pub mod fuzz;
 mod iter;
 mod key;
+mod limits;
 mod log;
 mod lz4;
 mod memtable;
@@ -201,6 +202,7 @@ pub use db::{
 };
 pub use error::{Error, ErrorKind, Result};
 pub use key::{BATCH_BYTES_MAX, BATCH_OPS_MAX, KEY_BYTES_MAX, SEQNO_MAX, SeqNo, VALUE_BYTES_MAX};
+pub use limits::{CompactionLimits, DailyWindow};
 pub use options::{Compression, DBOptions, Durability};
 pub use probe::{ReadStats, Sources};
 pub use range::KeyRange;

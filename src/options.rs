@@ -10,6 +10,7 @@ use seerdb_io::{BUF_ALIGN, Backend, Class, Env, OpenOptions};
 
 use crate::error::{Error, Result};
 use crate::key::VALUE_BYTES_MAX;
+use crate::limits::CompactionLimits;
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -67,6 +68,8 @@ pub struct DBOptions {
     pub(crate) table_bytes: Option<usize>,
     pub(crate) compression: Compression,
     pub(crate) filter_bits_per_key: f64,
+    pub(crate) tombstone_age: Option<Duration>,
+    pub(crate) compaction_limits: CompactionLimits,
     pub(crate) size_ratio: usize,
     pub(crate) runs_per_level: usize,
     pub(crate) runs_last_level: usize,
@@ -93,6 +96,8 @@ impl Default for DBOptions {
             table_bytes: None,
             compression: Compression::Lz4,
             filter_bits_per_key: 10.0,
+            tombstone_age: None,
+            compaction_limits: CompactionLimits::default(),
             size_ratio: 4,
             runs_per_level: 3,
             runs_last_level: 1,
@@ -238,6 +243,22 @@ impl DBOptions {
         self
     }
 
+    /// How long a deletion may stay a mark beside what it deletes (default: for ever, with `None`;
+    /// from a second): then it is merged with all that is older, and both leave the disk, unless a
+    /// snapshot needs what was deleted. Counted while the database is open. With deletions all over
+    /// the keys that rewrites the whole database about once in this time. Ranges of which half is
+    /// such marks are merged in any case, once nothing else is to be merged.
+    pub fn tombstone_age(mut self, age: impl Into<Option<Duration>>) -> Self {
+        self.tombstone_age = age.into();
+        self
+    }
+
+    /// What merges and rewrites of values keep to while nothing is urgent (default: no limits).
+    pub fn compaction_limits(mut self, limits: CompactionLimits) -> Self {
+        self.compaction_limits = limits;
+        self
+    }
+
     /// T: how many times larger each level is than the one above, 2 to 64 (default: 4).
     pub fn size_ratio(mut self, ratio: usize) -> Self {
         self.size_ratio = ratio;
@@ -326,6 +347,10 @@ impl DBOptions {
                 (0.0..=64.0).contains(&self.filter_bits_per_key),
                 "filter_bits_per_key must be from 0 to 64",
             ),
+            (
+                self.tombstone_age.is_none_or(|age| age >= Duration::from_secs(1)),
+                "tombstone_age must be at least one second",
+            ),
             ((2..=64).contains(&self.size_ratio), "size_ratio must be from 2 to 64"),
             (
                 (1..self.size_ratio.max(2)).contains(&self.runs_per_level),
@@ -345,6 +370,7 @@ impl DBOptions {
         if let Some((_, sentence)) = checks.find(|(holds, _)| !holds) {
             return Err(Error::invalid(*sentence));
         }
+        self.compaction_limits.check()?;
         let options = self.clone();
         Ok(Settings { options, memtable_bytes, table_bytes, cache_bytes, buffer_bytes })
     }

@@ -9,11 +9,12 @@
 //! 4. Whatever lets a waiting merge go on wakes it: the end of the last pause, or of a merge.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use event_listener::Event;
 use parking_lot::Mutex;
 
+use crate::error::{Error, Result};
 use crate::version::RunId;
 
 /// See the invariants of the module.
@@ -26,11 +27,15 @@ pub(crate) struct Control {
 }
 
 /// A merge that runs.
+#[derive(Default)]
 struct Running {
     newest: RunId,
     /// Its entries: those that it has met, and all.
     met: AtomicU64,
     all: AtomicU64,
+    /// Whether somebody asked for it, and whether it was called off.
+    is_asked_for: AtomicBool,
+    is_cancelled: AtomicBool,
 }
 
 /// The place of a merge among those that run, until it is dropped.
@@ -76,11 +81,20 @@ impl Control {
         let (newest, picked) = pick(top)?;
         let is_above = top.is_none_or(|top| newest > top);
         assert!(is_above || planted!(PassOlderMerge), "run {newest} is below a merge that runs");
-        let merge = Arc::new(Running { newest, met: AtomicU64::new(0), all: AtomicU64::new(0) });
+        let merge = Arc::new(Running { newest, ..Running::default() });
         running.push(merge.clone());
         drop(running);
         let ticket = Ticket { control: self.clone(), running: merge, before: AtomicU64::new(0) };
         Some((ticket, picked))
+    }
+
+    /// Calls off the merges that somebody asked for: they end at their next pass.
+    pub(crate) fn cancel(&self) {
+        for merge in self.running.lock().iter() {
+            let is_asked_for = merge.is_asked_for.load(Ordering::SeqCst);
+            merge.is_cancelled.fetch_or(is_asked_for, Ordering::SeqCst);
+        }
+        self.resumed.notify(usize::MAX);
     }
 
     /// The entries that the running merges have met, and all of them.
@@ -96,14 +110,23 @@ impl Control {
 }
 
 impl Ticket {
-    /// The merge has so many entries.
-    pub(crate) fn expect(&self, entries: u64) {
+    /// The merge has so many entries, and may be called off if it was asked for.
+    pub(crate) fn expect(&self, entries: u64, is_asked_for: bool) {
         self.running.all.store(entries, Ordering::Relaxed);
+        self.running.is_asked_for.store(is_asked_for, Ordering::SeqCst);
     }
 
     /// The merge has met so many entries of its piece; it goes on when nobody pauses and no merge
     /// of newer runs is at work.
-    pub(crate) async fn pass(&self, met: u64) {
+    ///
+    /// # Errors
+    ///
+    /// `Cancelled` when it was called off.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
+    pub(crate) async fn pass(&self, met: u64) -> Result<()> {
         let before = self.before.load(Ordering::Relaxed);
         self.running.met.store(before + met, Ordering::Relaxed);
         while self.is_held() {
@@ -111,6 +134,10 @@ impl Ticket {
             if self.is_held() {
                 listener.await;
             }
+        }
+        match self.running.is_cancelled.load(Ordering::SeqCst) {
+            true => Err(Error::cancelled()),
+            false => Ok(()),
         }
     }
 
@@ -121,6 +148,9 @@ impl Ticket {
     }
 
     fn is_held(&self) -> bool {
+        if self.running.is_cancelled.load(Ordering::SeqCst) {
+            return false;
+        }
         self.control.is_paused() || self.control.busy() != Some(self.running.newest)
     }
 }
@@ -140,6 +170,7 @@ mod tests {
     use futures::{FutureExt, pin_mut, poll};
 
     use super::*;
+    use crate::error::ErrorKind;
 
     fn begin(control: &Arc<Control>, newest: RunId) -> Ticket {
         control.begin(|_| Some((newest, ()))).unwrap().0
@@ -159,7 +190,7 @@ mod tests {
             control.resume();
             assert!(control.is_paused() && poll!(pass.as_mut()).is_pending());
             control.resume();
-            pass.await;
+            pass.await.unwrap();
         });
     }
 
@@ -177,7 +208,7 @@ mod tests {
         block_on(async {
             assert!(poll!(pass.as_mut()).is_pending());
             drop(upper);
-            pass.await;
+            pass.await.unwrap();
         });
         assert_eq!(control.busy(), Some(5));
     }
@@ -191,18 +222,40 @@ mod tests {
     }
 
     #[test]
+    fn only_what_was_asked_for_is_called_off() {
+        let control = Arc::new(Control::default());
+        let due = begin(&control, 1);
+        due.expect(1, false);
+        let asked = begin(&control, 2);
+        asked.expect(1, true);
+        control.pause();
+        {
+            let pass = asked.pass(1);
+            pin_mut!(pass);
+            block_on(async {
+                assert!(poll!(pass.as_mut()).is_pending());
+                control.cancel();
+                assert_eq!(pass.await.unwrap_err().kind(), ErrorKind::Cancelled);
+            });
+        }
+        drop(asked);
+        control.resume();
+        assert!(due.pass(1).now_or_never().unwrap().is_ok());
+    }
+
+    #[test]
     fn progress_is_that_of_all_merges_that_run() {
         let control = Arc::new(Control::default());
         assert_eq!(control.progress(), None);
         let deep = begin(&control, 1);
-        deep.expect(10);
+        deep.expect(10, false);
         assert_eq!(control.progress(), Some((0, 10)));
-        block_on(deep.pass(4));
+        block_on(deep.pass(4)).unwrap();
         assert_eq!(control.progress(), Some((4, 10)));
         deep.end_piece(5);
-        block_on(deep.pass(1));
+        block_on(deep.pass(1)).unwrap();
         let upper = begin(&control, 2);
-        upper.expect(3);
+        upper.expect(3, false);
         assert_eq!(control.progress(), Some((6, 13)));
         drop((deep, upper));
         assert_eq!(control.progress(), None);

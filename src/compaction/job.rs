@@ -18,6 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::task::Poll;
 
+use async_trait::async_trait;
 use seerdb_io::{Fs, OpenOptions};
 
 use crate::appender::Manner;
@@ -32,7 +33,6 @@ use crate::version::set::VersionSet;
 use crate::version::{RunId, Version};
 
 use super::Choice;
-use super::control::Ticket;
 use super::piece::Piece;
 use super::retain::Retain;
 
@@ -65,10 +65,26 @@ pub(crate) struct Context<'a> {
     pub(crate) reading: OpenOptions,
     /// The seqnos of all live snapshots, and the newest visible seqno; see [`Retain`].
     pub(crate) snapshots: Vec<SeqNo>,
-    /// What holds it up: a merge, not a flush.
-    pub(crate) control: Option<&'a Ticket>,
-    /// Called with the bytes of work done since the last call, about every [`YIELD_BYTES`].
-    pub(crate) progress: &'a (dyn Fn(u64) + Send + Sync),
+    /// What holds it up.
+    pub(crate) pace: &'a dyn Pace,
+}
+
+/// Holds a job up, and hears how far it is.
+#[async_trait]
+pub(crate) trait Pace: Send + Sync {
+    /// Called about every [`YIELD_BYTES`] of work: so many bytes since the last call, so many
+    /// entries since the job began. The job goes on when this resolves, or fails with it.
+    async fn pass(&self, bytes: u64, entries: u64) -> Result<()>;
+}
+
+/// Nothing holds the job up.
+pub(crate) struct Unpaced;
+
+#[async_trait]
+impl Pace for Unpaced {
+    async fn pass(&self, _: u64, _: u64) -> Result<()> {
+        Ok(())
+    }
 }
 
 impl<'a> Context<'a> {
@@ -79,7 +95,7 @@ impl<'a> Context<'a> {
         set: &'a VersionSet,
         settings: &Settings,
         snapshots: Vec<SeqNo>,
-        progress: &'a (dyn Fn(u64) + Send + Sync),
+        pace: &'a dyn Pace,
     ) -> Self {
         assert!(!snapshots.is_empty(), "the newest visible seqno is missing");
         Context {
@@ -94,8 +110,7 @@ impl<'a> Context<'a> {
             cached_bytes_max: settings.memory_budget as u64,
             reading: settings.reading(),
             snapshots,
-            control: None,
-            progress,
+            pace,
         }
     }
 }
@@ -366,7 +381,7 @@ struct Output<'a> {
     entries_seen: u64,
     /// The table to name when the entries make no sense; 0 for a flush, which has none.
     blamed: FileNumber,
-    /// Bytes since the last report of progress.
+    /// Bytes since the job was last held up.
     work: u64,
 }
 
@@ -480,23 +495,17 @@ impl<'a> Output<'a> {
         self.work >= YIELD_BYTES || self.writer.as_ref().is_some_and(TableWriter::needs_write)
     }
 
-    /// Writes what is collected; reports progress and gives way now and then.
+    /// Writes what is collected; is held up and gives way now and then.
     async fn breathe(&mut self) -> Result<()> {
         if let Some(writer) = self.writer.as_mut().filter(|writer| writer.needs_write()) {
             writer.write_full_chunks().await?;
         }
         if self.work >= YIELD_BYTES {
-            self.report();
-            if let Some(control) = self.ctx.control {
-                control.pass(self.entries_seen).await;
-            }
+            let work = std::mem::take(&mut self.work);
+            self.ctx.pace.pass(work, self.entries_seen).await?;
             give_way().await;
         }
         Ok(())
-    }
-
-    fn report(&mut self) {
-        (self.ctx.progress)(std::mem::take(&mut self.work));
     }
 
     /// Makes the tables durable and opens them, or removes them when anything failed.
@@ -510,7 +519,6 @@ impl<'a> Output<'a> {
             Ok(()) => self.publish(admit).await,
             Err(error) => Err(error),
         };
-        self.report();
         if completed.is_err() {
             self.remove_all().await;
         }

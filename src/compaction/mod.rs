@@ -25,13 +25,15 @@
 pub(crate) mod control;
 pub(crate) mod cost;
 pub(crate) mod job;
+pub(crate) mod pace;
 pub(crate) mod picker;
 mod piece;
 pub(crate) mod policy;
 pub(crate) mod retain;
+pub(crate) mod tombstones;
 
 use crate::filename::FileNumber;
-use crate::key::KeyBuf;
+use crate::key::{KeyBuf, SeqNo};
 use crate::version::{LEVELS, Level, RunId, Version};
 
 use policy::Shape;
@@ -47,7 +49,9 @@ pub(crate) struct TableView<'a> {
     /// The bytes in the value log that it refers to: levels fill up with them too, so that what
     /// newer entries hide is met in time.
     pub(crate) referred: u64,
+    pub(crate) entries: u64,
     pub(crate) tombstones: u64,
+    pub(crate) seqno_max: SeqNo,
     /// Whether its run is trimmed within it; `smallest` is where the run begins then.
     pub(crate) is_trimmed: bool,
     pub(crate) smallest: &'a [u8],
@@ -125,7 +129,9 @@ impl<'a> Tree<'a> {
                         number: meta.number,
                         bytes: meta.file_bytes,
                         referred: meta.referenced_bytes(),
+                        entries: meta.entries,
                         tombstones: meta.tombstones,
+                        seqno_max: meta.seqno_max,
                         is_trimmed: trim.is_some(),
                         smallest: trim.map_or(&meta.smallest, |trim| trim.from.as_slice()),
                         largest: &meta.largest,
@@ -204,6 +210,18 @@ pub enum MergeReason {
         /// How large it may be.
         bytes_max: u64,
     },
+    /// A level has tables of which half or more are tombstones.
+    DenseTombstones {
+        /// The level.
+        level: usize,
+        /// The tombstones in such tables, there and below.
+        tombstones: u64,
+    },
+    /// A level has tombstones that are older than they may be.
+    OldTombstones {
+        /// The level.
+        level: usize,
+    },
     /// Newer entries hide so much of the value log that its bound would not hold.
     HiddenValues,
     /// Somebody asked for everything to be merged.
@@ -218,6 +236,12 @@ impl std::fmt::Display for MergeReason {
             }
             MergeReason::Bytes { level, bytes, bytes_max } => {
                 write!(f, "level {level} has {bytes} bytes, {bytes_max} at most")
+            }
+            MergeReason::DenseTombstones { level, tombstones } => {
+                write!(f, "level {level} has tables full of tombstones, {tombstones} of them")
+            }
+            MergeReason::OldTombstones { level } => {
+                write!(f, "level {level} has tombstones that are too old")
             }
             MergeReason::HiddenValues => write!(f, "the value log holds too much that is hidden"),
             MergeReason::Asked => write!(f, "a compaction was asked for"),

@@ -159,7 +159,7 @@ fn carry(tree: &Tree<'_>, shape: &Shape, start: usize, reason: MergeReason) -> C
 }
 
 /// The choice of these runs, counted from the newest.
-fn choose(
+pub(super) fn choose(
     tree: &Tree<'_>,
     shape: &Shape,
     reason: MergeReason,
@@ -293,4 +293,4 @@ fn check(tree: &Tree<'_>, choice: &Choice) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

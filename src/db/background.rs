@@ -47,7 +47,7 @@ pub(super) fn start(core: &Arc<Core>, trash: UnboundedReceiver<FileName>) {
 /// the note an older copy of the last segment would look like a shorter log.
 async fn log_and_note(core: Arc<Core>) {
     let (pipeline, clock) = (core.pipeline.clone(), core.env.clock().clone());
-    log_task::run(pipeline, clock, core.metrics.clone()).await;
+    log_task::run(pipeline, clock, core.metrics.clone(), core.pacer.clone()).await;
     core.tell_failure();
     if core.pipeline.failure().is_some()
         || core.pipeline.durable() <= core.versions.durable_seqno().await

@@ -165,8 +165,16 @@ async fn rewrite_files(
     let number = core.versions.new_file_number();
     let fs = core.env.fs();
     let pace = |bytes: u64| {
+        // Merges go first, as long as there is time.
+        let leisure = if core.control.busy().is_some() { leisure * 2.0 } else { leisure };
         let pause = Duration::from_secs_f64(bytes as f64 / IDLE_RATE * leisure);
-        core.pause(pause).boxed()
+        async move {
+            core.pause(pause).await;
+            if leisure > 0.0 {
+                core.keep_pace(bytes).await;
+            }
+        }
+        .boxed()
     };
     let rewriting = async {
         let chunk_bytes = core.settings.chunk_bytes();
@@ -216,6 +224,8 @@ pub(super) async fn survivors(
     }
     for segment in survivors.values_mut() {
         segment.bodies.sort_unstable();
+        // Between two pieces of a merge, an input and what was merged of it refer to the same.
+        segment.bodies.dedup();
         if planted!(DropSurvivor) && segment.bodies.len() > 1 {
             segment.bodies.pop();
         }

@@ -2,6 +2,7 @@
 
 use super::{DB, merge_task};
 use crate::error::{Error, Result};
+use crate::limits::CompactionLimits;
 
 /// Holds up merging while it lives; made by [`DB::pause_compaction`].
 #[must_use = "merging goes on when it is dropped"]
@@ -56,6 +57,32 @@ impl DB {
         let control = &self.core().control;
         let (entries, entries_total) = control.progress()?;
         Some(CompactionProgress { entries, entries_total, is_paused: control.is_paused() })
+    }
+
+    /// Calls off what [`DB::compact_range`] asked for, within about a mebibyte of work; its callers
+    /// get `Cancelled`. What was merged by then stays merged, and what is due anyhow goes on:
+    /// [`DB::pause_compaction`] holds that up.
+    pub fn cancel_compaction(&self) {
+        let core = self.core();
+        core.refuse_requests(&Error::cancelled());
+        core.control.cancel();
+    }
+
+    /// Changes what merges and rewrites of values keep to, from now on and until the database is
+    /// closed. Limits give way where writers would have to wait otherwise.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidArgument` for a limit out of its range; nothing is changed then.
+    pub fn set_compaction_limits(&self, limits: CompactionLimits) -> Result<()> {
+        limits.check()?;
+        self.core().pacer.set(limits);
+        Ok(())
+    }
+
+    /// What merges and rewrites of values keep to.
+    pub fn compaction_limits(&self) -> CompactionLimits {
+        self.core().pacer.limits()
     }
 
     /// Waits until no merge is due: the tree has the shape that the options ask for, for what is

@@ -11,14 +11,16 @@
 //!    While the disk is full, writes that would have to wait are refused with `NoSpace`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use futures::future::select;
 
 use super::background::remove;
 use super::{Core, stats};
-use crate::compaction::job::{self, Outcome};
+use crate::compaction::job::{self, Outcome, Pace};
+use crate::compaction::pace;
 use crate::error::{Error, ErrorKind, Result};
 use crate::iter::Direction;
 use crate::key::SeqNo;
@@ -28,10 +30,8 @@ use crate::memtable::{MemSource, Memtable};
 use crate::version::edit::VersionEdit;
 use crate::vlog::{Kind, ValuesMeta};
 
-/// With this many runs in level 0, flushes wait for merges: reads would look at too many runs.
-const RUNS_MAX: usize = 24;
-/// They wait only with this many runs more than level 0 may keep: then a merge is due for sure.
-const RUNS_ABOVE: usize = 8;
+/// What a flush that slows down pauses at once.
+const STEP: Duration = Duration::from_millis(2);
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
@@ -89,33 +89,74 @@ async fn flush(core: &Arc<Core>, memtable: &Arc<Memtable>, next: &Arc<Memtable>)
     core.wait_for_merges().await?;
     let span = tracing::debug_span!("flush", entries = memtable.entries());
     let (total, began) = (memtable.bytes(), core.env.clock().now());
-    let released = AtomicUsize::new(0);
-    let progress = |written: u64| {
-        let before = released.load(Ordering::Relaxed);
-        let bytes = usize::try_from(written).unwrap_or(usize::MAX).min(total - before);
-        released.store(before + bytes, Ordering::Relaxed);
-        core.throttle.release(bytes);
-    };
+    let pace = FlushPace::new(core, total);
     let mut source = MemSource::new(memtable, Direction::Forward, usize::MAX);
-    let context = core.job_context(&progress);
+    let context = core.job_context(&pace);
     let writing = job::write_level_0(&context, &mut source, core.flush_filter_bits());
     let outcome = match core.unless_closed(writing).await {
         Ok(outcome) => install(core, memtable, next, outcome).await,
         Err(error) => Err(error),
     };
-    let released = released.load(Ordering::Relaxed);
+    let released = pace.released.load(Ordering::Relaxed);
     match &outcome {
         Ok(()) if planted!(LeakCredits) => {}
         Ok(()) => {
             core.throttle.release(total - released);
             let took = core.env.clock().now().saturating_sub(began);
-            core.metrics.learn_flush(total, took);
+            core.metrics.learn_flush(total, took, Duration::from_nanos(pace.paused()));
         }
         // The memtable is still there, and so is its memory.
         Err(_) => core.throttle.take_back(released),
     }
     span.in_scope(|| tracing::debug!(ok = outcome.is_ok(), "flush ended"));
     outcome
+}
+
+/// Gives the credits of a memtable back while it is written, and slows down for merges that are
+/// behind: in small steps, so that nobody who waits for credits waits for long.
+struct FlushPace<'a> {
+    core: &'a Core,
+    /// The bytes of the memtable, and those whose credits are back.
+    total: usize,
+    released: AtomicUsize,
+    /// The time spent on slowing down, in nanoseconds.
+    paused: AtomicU64,
+}
+
+impl<'a> FlushPace<'a> {
+    fn new(core: &'a Core, total: usize) -> Self {
+        FlushPace { core, total, released: AtomicUsize::new(0), paused: AtomicU64::new(0) }
+    }
+
+    fn paused(&self) -> u64 {
+        self.paused.load(Ordering::Relaxed)
+    }
+
+    fn release(&self, bytes: usize) {
+        let before = self.released.load(Ordering::Relaxed);
+        let bytes = bytes.min(self.total - before);
+        self.released.store(before + bytes, Ordering::Relaxed);
+        self.core.throttle.release(bytes);
+    }
+}
+
+#[async_trait]
+impl Pace for FlushPace<'_> {
+    async fn pass(&self, bytes: u64, _: u64) -> Result<()> {
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let speed = pace::speed(self.core.debt());
+        let pause = self.core.metrics.time_to_write(bytes).mul_f64(1.0 / speed - 1.0);
+        let steps = u32::try_from(pause.as_nanos() / STEP.as_nanos()).unwrap_or(u32::MAX).min(1000);
+        for _ in 0..steps {
+            self.release(bytes / steps as usize);
+            self.core.pause(pause / steps).await;
+        }
+        if steps == 0 {
+            self.release(bytes);
+        }
+        self.paused.fetch_add(u64::try_from(pause.as_nanos()).unwrap_or(0), Ordering::Relaxed);
+        Ok(())
+    }
 }
 
 async fn install(
@@ -199,7 +240,7 @@ impl Core {
 
     /// Waits while level 0 has too many runs, unless nobody may merge them.
     async fn wait_for_merges(&self) -> Result<()> {
-        let runs_max = RUNS_MAX.max(self.settings.runs_per_level + RUNS_ABOVE);
+        let runs_max = pace::runs_max(&self.shape());
         self.wait_while(|| {
             let runs = self.versions.current().levels().first().map_or(0, |l| l.runs.len());
             let is_merged = self.merge_error.lock().is_none() && !self.control.is_paused();

@@ -19,6 +19,7 @@ use smallvec::SmallVec;
 
 use super::commit::Pipeline;
 use super::log_work::Work;
+use super::pacer::Pacer;
 use super::stats::Metrics;
 use super::streams::Unit;
 use crate::error::Result;
@@ -33,7 +34,16 @@ struct Done {
 }
 
 /// Runs until the pipeline is closed or has failed.
-pub(crate) async fn run(pipeline: Arc<Pipeline>, clock: Clock, metrics: Arc<Metrics>) {
+pub(super) async fn run(
+    pipeline: Arc<Pipeline>,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    pacer: Arc<Pacer>,
+) {
+    let timed = |work: BoxFuture<'static, Done>| -> BoxFuture<'static, Done> {
+        let (pacer, clock) = (pacer.clone(), clock.clone());
+        Box::pin(async move { pacer.timed(&clock, work).await })
+    };
     let mut in_flight: FuturesOrdered<BoxFuture<'static, Done>> = FuturesOrdered::new();
     loop {
         pipeline.log_signal.clear();
@@ -45,7 +55,7 @@ pub(crate) async fn run(pipeline: Arc<Pipeline>, clock: Clock, metrics: Arc<Metr
             Work::Exit => None,
             Work::Write(unit) => {
                 metrics.log_group();
-                in_flight.push_back(Box::pin(write_unit(unit)));
+                in_flight.push_back(timed(Box::pin(write_unit(unit))));
                 // A first poll starts the write; the next group is built meanwhile.
                 if let Some(done) = Now(in_flight.next()).await.flatten() {
                     finish(&pipeline, done);
@@ -54,7 +64,8 @@ pub(crate) async fn run(pipeline: Arc<Pipeline>, clock: Clock, metrics: Arc<Metr
             }
             Work::Sync(segments, seqno) => {
                 metrics.log_sync();
-                in_flight.push_back(Box::pin(sync_all(pipeline.clone(), segments, seqno)));
+                let syncs = sync_all(pipeline.clone(), segments, seqno);
+                in_flight.push_back(timed(Box::pin(syncs)));
                 None
             }
             Work::Sleep(deadline) => deadline,

@@ -9,16 +9,22 @@
 //!    are never dropped or copied; other failures are repeated.
 //! 3. A merge holds no file that a piece before has merged: its space is free for the next one.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
+use event_listener::EventListener;
 use futures::channel::oneshot;
+use futures::future::select;
 
 use super::{Core, stats};
 use crate::compaction::control::Ticket;
+use crate::compaction::job::Pace;
 use crate::compaction::policy::Shape;
-use crate::compaction::{Choice, MergeReason, Tree, job, picker};
-use crate::error::{Error, Result};
+use crate::compaction::tombstones::{self, Ripe};
+use crate::compaction::{Choice, MergeReason, Tree, job, pace, picker};
+use crate::error::{Error, ErrorKind, Result};
 use crate::filename::FileName;
 use crate::sstable::{Run, Table};
 use crate::version::edit::VersionEdit;
@@ -79,10 +85,10 @@ pub(super) async fn run(core: Arc<Core>) {
             return core.refuse_requests(&damage);
         }
         let Some(Begun { ticket, choice, requests }) = begin(&core) else {
-            listener.await;
+            core.wait_for_work(listener).await;
             continue;
         };
-        let outcome = merge(&core, &ticket, &choice).await;
+        let outcome = merge(&core, &ticket, &choice, !requests.is_empty()).await;
         // It is over when its counters are right, for those who wait for that.
         drop(ticket);
         core.resize_cache();
@@ -94,6 +100,9 @@ pub(super) async fn run(core: Arc<Core>) {
                 core.version_event.notify(usize::MAX);
             }
             Err(error) if core.is_closed() => return core.refuse_requests(&error),
+            Err(error) if error.kind() == ErrorKind::Cancelled => {
+                core.version_event.notify(usize::MAX);
+            }
             Err(error) => {
                 let is_damage = error.is_corruption();
                 *core.merge_error.lock() = Some(error.clone());
@@ -143,12 +152,17 @@ pub(super) fn is_idle(core: &Core) -> bool {
         && core.next_merge(&core.versions.current(), None, false).is_none()
 }
 
-async fn merge(core: &Arc<Core>, ticket: &Ticket, choice: &Choice) -> Result<()> {
+async fn merge(
+    core: &Arc<Core>,
+    ticket: &Ticket,
+    choice: &Choice,
+    is_asked_for: bool,
+) -> Result<()> {
     let rewritten = choice.rewrite_bytes;
     tracing::debug!(inputs = choice.inputs.len(), rewritten, "merge begins");
     let version = core.versions.current();
     let (entries, mut met) = (merged_entries(&version, choice), Overlap::of(&version, choice));
-    ticket.expect(entries);
+    ticket.expect(entries, is_asked_for);
     let staged = choice.is_long().then(|| job::stage(&version, choice)).flatten();
     // Its files shall go with the pieces that merge them.
     drop(version);
@@ -157,8 +171,8 @@ async fn merge(core: &Arc<Core>, ticket: &Ticket, choice: &Choice) -> Result<()>
     }
     for piece in 0..=choice.ends.len() {
         let version = core.versions.current();
-        let mut context = core.job_context(&|_| ());
-        context.control = Some(ticket);
+        let pace = MergePace { core, ticket };
+        let context = core.job_context(&pace);
         let outcome = core.unless_closed(job::run(&context, &version, choice, piece)).await?;
         drop(version);
         let bytes: u64 = outcome.opened.iter().map(|t| t.meta().file_bytes).sum();
@@ -178,6 +192,21 @@ async fn merge(core: &Arc<Core>, ticket: &Ticket, choice: &Choice) -> Result<()>
     stats::add(&core.metrics.compactions, 1);
     tracing::debug!("merge ended");
     Ok(())
+}
+
+/// What holds a merge up.
+struct MergePace<'a> {
+    core: &'a Core,
+    ticket: &'a Ticket,
+}
+
+#[async_trait]
+impl Pace for MergePace<'_> {
+    async fn pass(&self, bytes: u64, entries: u64) -> Result<()> {
+        self.ticket.pass(entries).await?;
+        self.core.keep_pace(bytes).await;
+        Ok(())
+    }
 }
 
 async fn change_tables(core: &Core, edit: VersionEdit, opened: Vec<Arc<Table>>) -> Result<()> {
@@ -263,11 +292,44 @@ impl Core {
         if all {
             return picker::pick_all(&tree, &shape);
         }
-        picker::pick(&tree, &shape).or_else(|| {
+        let pick = picker::pick(&tree, &shape);
+        let pick = pick.or_else(|| tombstones::pick(&tree, &shape, self.ripe()));
+        pick.or_else(|| {
             let hides = tree.runs().count() > 1 && self.hides_too_much(version);
             let choice = if hides { picker::pick_all(&tree, &shape)? } else { return None };
             Some(Choice { reason: MergeReason::HiddenValues, ..choice })
         })
+    }
+
+    /// Which tombstones may go, and must.
+    fn ripe(&self) -> Ripe {
+        let strata = self.snapshots.strata(|| self.pipeline.visible());
+        let visible = strata.last().copied().unwrap_or(0);
+        let aged = self.ages.note(self.env.clock().now(), visible);
+        Ripe { droppable: strata.first().copied().unwrap_or(0), aged }
+    }
+
+    /// How far merges are behind; see [`pace::debt`].
+    pub(super) fn debt(&self) -> f64 {
+        pace::debt(&Tree::of(&self.versions.current()), &self.shape())
+    }
+
+    /// Pauses after work on so many bytes that can wait, as the limits want it.
+    pub(super) async fn keep_pace(&self, bytes: u64) {
+        let clock = self.env.clock();
+        let pause = self.pacer.pause(bytes, clock.now(), clock.unix_time(), self.debt());
+        if pause > Duration::ZERO {
+            self.pause(pause).await;
+        }
+    }
+
+    /// Waits for another version, or until deletions have come of age.
+    async fn wait_for_work(&self, listener: EventListener) {
+        let now = self.env.clock().now();
+        match self.ages.next(now) {
+            Some(due) => drop(select(listener, pin!(self.pause(due - now))).await),
+            None => listener.await,
+        }
     }
 
     /// Filter bits for a new run of level 0.

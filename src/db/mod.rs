@@ -5,6 +5,7 @@
 //!    handle goes, the engine closes itself on its own threads, and nothing blocks the dropper.
 //! 2. The directory stays locked until the last background task has ended.
 
+mod ages;
 mod background;
 mod collect;
 mod commit;
@@ -17,6 +18,7 @@ mod log_task;
 mod log_work;
 mod merge_task;
 mod open;
+mod pacer;
 mod publish;
 mod read;
 mod segments;
@@ -49,8 +51,10 @@ use crate::snapshot::Registry;
 use crate::sstable::BlockCache;
 use crate::version::set::VersionSet;
 use crate::vlog::bodies;
+use ages::Ages;
 use collect::Overwritten;
 use commit::Pipeline;
+use pacer::Pacer;
 use segments::Segments;
 use state::ReadStates;
 use stats::Metrics;
@@ -114,6 +118,8 @@ pub(crate) struct Core {
     pub(crate) metrics: Arc<Metrics>,
     segments: Segments,
     overwritten: Overwritten,
+    ages: Ages,
+    pacer: Arc<Pacer>,
     /// The value log is at its bound, and collection is at work on it: it gets no new segment.
     is_overfull: AtomicBool,
     closed: AtomicBool,
@@ -306,7 +312,7 @@ impl DB {
 
     /// How hard writers press against the memory for unflushed data.
     pub fn pressure(&self) -> Pressure {
-        Pressure { level: self.core().throttle.level() }
+        Pressure { level: self.core().throttle.level(), debt: self.core().debt() }
     }
 
     /// Which file backend serves, and why.
@@ -341,7 +347,7 @@ impl DB {
     ///
     /// # Errors
     ///
-    /// What the flush or the merge failed with.
+    /// What the flush or the merge failed with; `Cancelled` after [`DB::cancel_compaction`].
     ///
     /// # Cancel safety
     ///

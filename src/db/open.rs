@@ -22,9 +22,11 @@ use futures::future::{Either, ready, select};
 use parking_lot::Mutex;
 use seerdb_io::{Env, EnvOptions, LockFile};
 
+use super::ages::Ages;
 use super::background;
 use super::collect::{Overwritten, survivors};
 use super::commit::{Pipeline, Start};
+use super::pacer::Pacer;
 use super::segments::{self, Segments, naming};
 use super::state::ReadStates;
 use super::stats::Metrics;
@@ -32,7 +34,7 @@ use super::throttle::Throttle;
 use super::{Core, DB, Handle};
 use crate::allowance::Allowance;
 use crate::batch;
-use crate::compaction::job::{self, Context};
+use crate::compaction::job::{self, Context, Pace, Unpaced};
 use crate::compaction::policy::Shape;
 use crate::error::{Error, ErrorKind, Result};
 use crate::filename::{FileName, FileNumber};
@@ -261,6 +263,8 @@ fn build(
         throttle,
         env,
         dir,
+        ages: Ages::new(settings.tombstone_age),
+        pacer: Arc::new(Pacer::new(settings.compaction_limits)),
         settings,
         read_states,
         pipeline: Arc::new(pipeline),
@@ -374,7 +378,7 @@ impl<'a> Replayer<'a> {
         let fs = self.env.fs();
         let (dir, versions, settings) = (self.dir, self.versions, self.settings);
         let snapshots = vec![self.last_seqno];
-        let context = Context::new(fs, dir, versions, settings, snapshots, &|_| ());
+        let context = Context::new(fs, dir, versions, settings, snapshots, &Unpaced);
         let outcome = job::write_level_0(&context, &mut source, self.filter_bits).await?;
         self.added.extend(outcome.edit.tables_added);
         self.opened.extend(outcome.opened);
@@ -420,13 +424,10 @@ impl replay::Sink for Replayer<'_> {
 
 impl Core {
     /// What a flush or a merge works with, from now on: its inputs must be fixed already.
-    pub(super) fn job_context<'a>(
-        &'a self,
-        progress: &'a (dyn Fn(u64) + Send + Sync),
-    ) -> Context<'a> {
+    pub(super) fn job_context<'a>(&'a self, pace: &'a dyn Pace) -> Context<'a> {
         let strata = self.snapshots.strata(|| self.pipeline.visible());
         let fs = self.env.fs();
-        Context::new(fs, &self.dir, &self.versions, &self.settings, strata, progress)
+        Context::new(fs, &self.dir, &self.versions, &self.settings, strata, pace)
     }
 
     /// Sleeps, but not beyond the closing of the database.

@@ -210,7 +210,8 @@ impl Core {
                     let state = Arc::clone(&state);
                     return Step::Disk(Box::pin(async move {
                         let sought = Sought { key: &key, hash, seqno, fill, probe: &probe };
-                        core.get_from(state, index, block, Target { sought, asked }).await
+                        let got = core.get_from(state, index, block, Target { sought, asked });
+                        core.pacer.timed(core.env.clock(), got).await
                     }));
                 }
             }

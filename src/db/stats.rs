@@ -28,6 +28,8 @@ pub(crate) struct Metrics {
     pub(crate) flushed_bytes: AtomicU64,
     /// The bytes of memtables that flushes free in a second, smoothed; 0 before the first.
     flush_rate: AtomicU64,
+    /// The same without what they paused.
+    write_rate: AtomicU64,
     pub(crate) compactions: AtomicU64,
     pub(crate) compacted_bytes: AtomicU64,
     pub(crate) rewrites: AtomicU64,
@@ -46,12 +48,25 @@ pub(crate) fn add(counter: &AtomicU64, value: u64) {
 }
 
 impl Metrics {
-    /// A flush freed `bytes` of memtable within `took`.
-    pub(super) fn learn_flush(&self, bytes: usize, took: Duration) {
-        let rate = (bytes as u64).saturating_mul(MICROS) / whole_micros(took).max(1);
-        let known = self.flush_rate.load(Ordering::Relaxed);
-        let rate = if known == 0 { rate } else { (known / 4 * 3).saturating_add(rate / 4) };
-        self.flush_rate.store(rate.max(1), Ordering::Relaxed);
+    /// A flush freed `bytes` of memtable within `took`, of which it `paused` for merges.
+    pub(super) fn learn_flush(&self, bytes: usize, took: Duration, paused: Duration) {
+        let learn = |learnt: &AtomicU64, took: Duration| {
+            let rate = (bytes as u64).saturating_mul(MICROS) / whole_micros(took).max(1);
+            let known = learnt.load(Ordering::Relaxed);
+            let rate = if known == 0 { rate } else { (known / 4 * 3).saturating_add(rate / 4) };
+            learnt.store(rate.max(1), Ordering::Relaxed);
+        };
+        learn(&self.flush_rate, took);
+        learn(&self.write_rate, took.saturating_sub(paused));
+    }
+
+    /// How long a flush takes for so many bytes of a memtable if it does not pause; nothing while
+    /// nobody knows.
+    pub(super) fn time_to_write(&self, bytes: usize) -> Duration {
+        let micros = (bytes as u64).saturating_mul(MICROS);
+        Duration::from_micros(
+            micros.checked_div(self.write_rate.load(Ordering::Relaxed)).unwrap_or(0),
+        )
     }
 
     /// How long flushes will take to free so many bytes of memtables: a guess.
@@ -311,6 +326,8 @@ pub struct ValueFileStats {
 pub struct Pressure {
     /// Unflushed bytes over what may be unflushed; at 1 and above writers wait.
     pub level: f64,
+    /// How far merges are behind: flushes slow down from 0 on, and wait for merges at 1.
+    pub debt: f64,
 }
 
 impl Pressure {
@@ -328,9 +345,10 @@ mod tests {
     fn the_time_to_free_memory_follows_the_flushes() {
         let metrics = Metrics::default();
         assert_eq!(metrics.time_to_free(1 << 20), FLUSH_GUESS);
-        metrics.learn_flush(1_000_000, Duration::from_millis(100));
+        metrics.learn_flush(1_000_000, Duration::from_millis(100), Duration::from_millis(50));
+        assert_eq!(metrics.time_to_write(1_000_000), Duration::from_millis(50));
         assert_eq!(metrics.time_to_free(1_000_000), Duration::from_millis(100));
-        metrics.learn_flush(1_000_000, Duration::from_millis(20));
+        metrics.learn_flush(1_000_000, Duration::from_millis(20), Duration::ZERO);
         assert_eq!(metrics.time_to_free(2_000_000), Duration::from_millis(100));
         assert_eq!(metrics.time_to_free(0), RETRY_AFTER.start);
         assert_eq!(metrics.time_to_free(usize::MAX), RETRY_AFTER.end);

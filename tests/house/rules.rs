@@ -17,7 +17,8 @@ const LAYERS: &[&[(&str, &[&str])]] = &[
         ("filename", &[]),
         ("key", &["codec", "error"]),
         ("lz4", &[]),
-        ("options", &["error", "key"]),
+        ("limits", &["error"]),
+        ("options", &["error", "key", "limits"]),
         ("planted", &[]),
         ("probe", &[]),
         ("range", &["error", "key"]),
@@ -49,9 +50,11 @@ const MEMORY_TYPES: &[&str] = &["seerdb_io::AlignedBuf", "seerdb_io::BUF_ALIGN"]
 /// Files that decide and do nothing else: no async, no file layer.
 const PURE: &[&str] = &[
     "src/compaction/cost.rs",
+    "src/compaction/pace.rs",
     "src/compaction/policy.rs",
     "src/compaction/picker.rs",
     "src/compaction/retain.rs",
+    "src/compaction/tombstones.rs",
 ];
 /// The files that may contain `unsafe`; the last for what a process can do to itself.
 const UNSAFE: &[&str] = &[

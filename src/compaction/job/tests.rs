@@ -15,7 +15,7 @@ use seerdb_io::{AlignedBuf, Env, EnvOptions, OpenOptions};
 use tempfile::TempDir;
 
 use super::*;
-use crate::compaction::control::Control;
+use crate::compaction::control::{Control, Ticket};
 use crate::compaction::picker;
 use crate::compaction::policy::Shape;
 use crate::compaction::{OutputLevel, Tree};
@@ -93,7 +93,6 @@ struct Bed {
     seqno: SeqNo,
     /// Every version ever written.
     all: Vec<Version3>,
-    worked: Mutex<u64>,
 }
 
 impl Bed {
@@ -104,8 +103,7 @@ impl Bed {
         let (sender, trash) = mpsc::unbounded();
         let open = VersionSet::open(&env, dir.path(), &settings, sender);
         let (set, _) = block_on(open).unwrap();
-        let (snapshots, all, worked) = (vec![0], Vec::new(), Mutex::new(0));
-        Bed { dir, env, settings, set, trash, snapshots, seqno: 0, all, worked }
+        Bed { dir, env, settings, set, trash, snapshots: vec![0], seqno: 0, all: Vec::new() }
     }
 
     fn shape(&self) -> Shape {
@@ -115,10 +113,8 @@ impl Bed {
     fn with<R>(&self, work: impl FnOnce(&Context<'_>) -> R) -> R {
         let mut snapshots = self.snapshots.clone();
         snapshots.push(self.seqno);
-        let progress = |bytes| *self.worked.lock() += bytes;
         let (fs, dir) = (self.env.fs(), self.dir.path());
-        let progress: &(dyn Fn(u64) + Send + Sync) = &progress;
-        work(&Context::new(fs, dir, &self.set, &self.settings, snapshots, progress))
+        work(&Context::new(fs, dir, &self.set, &self.settings, snapshots, &Unpaced))
     }
 
     fn version(&mut self, key: &str, value: Option<&str>) -> Version3 {
@@ -281,7 +277,6 @@ fn reads_do_not_change_over_a_life_of_merges() {
         let stored = bed.stored();
         assert!(stored.iter().all(|(_, t, _)| t.kind() == ValueKind::Put), "seed {seed}");
         assert_eq!(stored.len(), newest(&stored, bed.seqno).len(), "seed {seed}");
-        assert!(*bed.worked.lock() > 0);
     }
 }
 
@@ -375,6 +370,16 @@ fn a_damaged_input_fails_the_merge_and_stays() {
     assert_eq!(bed.tables_on_disk(), tables);
 }
 
+/// Held up by a ticket alone.
+struct Held<'a>(&'a Ticket);
+
+#[async_trait]
+impl Pace for Held<'_> {
+    async fn pass(&self, _: u64, entries: u64) -> Result<()> {
+        self.0.pass(entries).await
+    }
+}
+
 #[test]
 fn a_merge_that_is_paused_stops_where_it_is() {
     let mut bed = Bed::new(small());
@@ -388,11 +393,11 @@ fn a_merge_that_is_paused_stops_where_it_is() {
     choice.ends.clear();
     let (control, clock) = (Arc::new(Control::default()), bed.env.clock().clone());
     let (ticket, ()) = control.begin(|_| Some((choice.newest(), ()))).unwrap();
-    ticket.expect(10_000);
+    ticket.expect(10_000, false);
     control.pause();
     let outcome = bed.with(|ctx| {
         let snapshots = ctx.snapshots.clone();
-        let ctx = Context { control: Some(&ticket), snapshots, ..*ctx };
+        let ctx = Context { pace: &Held(&ticket), snapshots, ..*ctx };
         let mut merge = pin!(run(&ctx, &version, &choice, 0));
         // A mebibyte are some 3300 of the entries.
         let mut wait_until = |stops: &dyn Fn(u64) -> bool| {

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::version::LEVELS;
 
-fn shape() -> Shape {
+pub(in crate::compaction) fn shape() -> Shape {
     Shape {
         size_ratio: 4,
         runs_upper: 3,
@@ -20,7 +20,7 @@ fn shape() -> Shape {
 
 /// One line a level: `level: id number:smallest-largest=bytes ... | id ...`; `/n` behind the bytes
 /// counts tombstones.
-fn tree(text: &str) -> Tree<'_> {
+pub(in crate::compaction) fn tree(text: &str) -> Tree<'_> {
     let mut tree = Tree::default();
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
         let (level, runs) = line.split_once(':').unwrap();
@@ -43,7 +43,9 @@ fn run(text: &str) -> RunView<'_> {
             number: number.parse().unwrap(),
             bytes: bytes.parse().unwrap(),
             referred: 0,
+            entries: bytes.parse().unwrap(),
             tombstones: tombstones.parse().unwrap(),
+            seqno_max: 1,
             is_trimmed: false,
             smallest: smallest.as_bytes(),
             largest: largest.as_bytes(),
@@ -52,7 +54,7 @@ fn run(text: &str) -> RunView<'_> {
     RunView { id, tables: tables.collect() }
 }
 
-fn show(choice: Option<Choice>) -> String {
+pub(in crate::compaction) fn show(choice: Option<Choice>) -> String {
     let Some(choice) = choice else { return "nothing".into() };
     let inputs: Vec<String> =
         choice.inputs.iter().map(|(level, id)| format!("{level}/{id}")).collect();
@@ -309,7 +311,9 @@ impl Model {
                     number: *number,
                     bytes: *bytes,
                     referred: 0,
+                    entries: *bytes,
                     tombstones: 0,
+                    seqno_max: 1,
                     is_trimmed: false,
                     smallest: smallest.as_bytes(),
                     largest: largest.as_bytes(),
