@@ -70,8 +70,8 @@ impl Engine for Seerdb {
     }
 
     async fn settle(&self) -> Result<Instant> {
-        // What compaction is left after the flush falls into the reads: there is no call for it.
         self.0.flush().await?;
+        self.0.wait_for_compaction().await?;
         Ok(Instant::now())
     }
 
