@@ -20,7 +20,7 @@ use crate::Result;
 use crate::config::{CACHE_BYTES, Config};
 use crate::data::{self, KEY_BYTES, Rng, Shape, Values, Zipfian};
 use crate::disk;
-use crate::engine::{Engine, Peer, Separation, Setup, Sync, with_engine};
+use crate::engine::{Engine, Peer, Separation, Setup, Sync, Tree, with_engine};
 use crate::report::{short, spread};
 
 /// An engine and how it stores values.
@@ -166,6 +166,7 @@ fn setup(config: &Config, placement: Placement, shape: Shape) -> Setup {
         memtable_bytes: config.memtable_bytes,
         cache_bytes: CACHE_BYTES,
         is_direct: false,
+        tree: Tree::Default,
         separation: match placement {
             Placement::InTables => None,
             Placement::Apart => apart(None),

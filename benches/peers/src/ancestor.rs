@@ -11,7 +11,7 @@ use std::time::Instant;
 use crate::Result;
 use crate::config::{CACHE_BYTES, Config, MEMTABLE_BYTES};
 use crate::data::{self, Rng, Values};
-use crate::engine::{Engine, Setup, Sync, with_engine};
+use crate::engine::{Engine, Setup, Sync, Tree, with_engine};
 use crate::report::{Row, Table, Unit};
 
 const SCANS: u64 = 1_000;
@@ -42,6 +42,7 @@ async fn measure<E: Engine>(config: &Config, seed: u64, dir: &Path) -> Result<[f
         memtable_bytes: MEMTABLE_BYTES,
         cache_bytes: CACHE_BYTES,
         is_direct: false,
+        tree: Tree::Default,
         separation: None,
     };
     let engine = E::open(dir, setup).await?;

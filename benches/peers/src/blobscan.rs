@@ -23,7 +23,7 @@ use crate::Result;
 use crate::config::{CACHE_BYTES, Config};
 use crate::data::{self, Rng, Shape, VALUE_BYTES, Values};
 use crate::disk;
-use crate::engine::{Engine, Separation, Setup, Sync, with_engine};
+use crate::engine::{Engine, Separation, Setup, Sync, Tree, with_engine};
 use crate::report::{Latency, Row, Table, Unit, histogram};
 
 const SCAN_RECORDS: u64 = 100;
@@ -90,6 +90,7 @@ async fn measure<E: Engine>(
         memtable_bytes: config.memtable_bytes,
         cache_bytes: CACHE_BYTES,
         is_direct: false,
+        tree: Tree::Default,
         separation: Some(separation),
     };
     let mut rng = Rng::new(seed);

@@ -24,9 +24,29 @@ where
     E: Engine,
     W: Future<Output = Result<Histogram<u64>>> + Send + 'static,
 {
+    let (elapsed, results) = run_each::<E, _, _>(runtime, count, time, work)?;
+    let mut times = histogram()?;
+    for own in results {
+        times.add(own)?;
+    }
+    Ok((elapsed, times))
+}
+
+/// As [`run`], but what each of them has to tell.
+pub fn run_each<E, T, W>(
+    runtime: &Runtime,
+    count: u64,
+    time: Duration,
+    work: impl Fn(u64, Arc<AtomicBool>) -> W,
+) -> Result<(Duration, Vec<T>)>
+where
+    E: Engine,
+    T: Send + 'static,
+    W: Future<Output = Result<T>> + Send + 'static,
+{
     let is_stopped = Arc::new(AtomicBool::new(false));
     let start = Instant::now();
-    let mut results = Vec::new();
+    let mut receivers = Vec::new();
     for number in 0..count {
         let work = work(number, Arc::clone(&is_stopped));
         let (sender, receiver) = oneshot::channel();
@@ -41,16 +61,16 @@ where
             let handle = runtime.handle().clone();
             std::thread::spawn(move || handle.block_on(work));
         }
-        results.push(receiver);
+        receivers.push(receiver);
     }
     std::thread::sleep(time);
     is_stopped.store(true, Ordering::Relaxed);
-    let mut times = histogram()?;
     let mut elapsed = Duration::ZERO;
-    for result in results {
-        let (finish, own) = runtime.block_on(result)?;
+    let mut results = Vec::new();
+    for receiver in receivers {
+        let (finish, own) = runtime.block_on(receiver)?;
         elapsed = elapsed.max(finish - start);
-        times.add(own?)?;
+        results.push(own?);
     }
-    Ok((elapsed, times))
+    Ok((elapsed, results))
 }

@@ -26,7 +26,7 @@ use crate::callers;
 use crate::config::Config;
 use crate::data::{self, KEY_BYTES, Rng, Shape, VALUE_BYTES, Values};
 use crate::disk;
-use crate::engine::{Engine, Separation, Setup, Sync, with_engine};
+use crate::engine::{Engine, Separation, Setup, Sync, Tree, with_engine};
 use crate::memory::Limit;
 use crate::report::{Latency, Row, Table, Unit, histogram};
 
@@ -120,6 +120,7 @@ fn measure<E: Engine>(
         memtable_bytes: config.memtable_bytes,
         cache_bytes: (memory_bytes / if config.is_direct { 2 } else { 4 }) as usize,
         is_direct: config.is_direct,
+        tree: Tree::Default,
         separation,
     };
     let runtime = config.runtime()?;

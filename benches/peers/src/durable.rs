@@ -14,7 +14,7 @@ use crate::Result;
 use crate::callers;
 use crate::config::{CACHE_BYTES, Config, MEMTABLE_BYTES};
 use crate::data::{self, Rng, Values};
-use crate::engine::{Engine, Setup, Sync, with_engine};
+use crate::engine::{Engine, Setup, Sync, Tree, with_engine};
 use crate::report::{Latency, Row, Table, Unit, histogram};
 
 const WRITERS: [u64; 2] = [1, 64];
@@ -50,6 +50,7 @@ fn measure<E: Engine>(
         memtable_bytes: MEMTABLE_BYTES,
         cache_bytes: CACHE_BYTES,
         is_direct: false,
+        tree: Tree::Default,
         separation: None,
     };
     let engine = runtime.block_on(E::open(dir, setup))?;

@@ -28,8 +28,21 @@ pub struct Setup {
     pub cache_bytes: usize,
     /// Reads around the page cache, if the engine can.
     pub is_direct: bool,
+    pub tree: Tree,
     /// How values are stored apart from their keys, if they are.
     pub separation: Option<Separation>,
+}
+
+/// How runs are merged.
+#[derive(Clone, Copy)]
+pub enum Tree {
+    /// As the engine does when it is told nothing.
+    Default,
+    /// seerdb: so many runs in each level but the last. Others have no such option.
+    #[cfg(feature = "seerdb-engine")]
+    Runs(usize),
+    /// RocksDB: universal, its tiering. Others have no such option.
+    Universal,
 }
 
 #[derive(Clone, Copy)]
@@ -54,6 +67,8 @@ pub trait Engine: Clone + Send + std::marker::Sync + 'static {
 
     fn put(&self, key: &Key, value: &[u8]) -> impl Future<Output = Result<()>> + Send;
 
+    fn delete(&self, key: &Key) -> impl Future<Output = Result<()>> + Send;
+
     /// Reads record `id` and checks it.
     fn read(&self, id: u64) -> impl Future<Output = Result<()>> + Send;
 
@@ -71,7 +86,17 @@ pub trait Engine: Clone + Send + std::marker::Sync + 'static {
     fn read_from_task(&self, id: u64) -> impl Future<Output = Result<()>> + Send;
 
     /// Reads the `count` records from `first` on, in order, and checks each.
-    fn scan(&self, first: u64, count: u64) -> impl Future<Output = Result<()>> + Send;
+    fn scan(&self, first: u64, count: u64) -> impl Future<Output = Result<()>> + Send {
+        self.scan_from(first, first, count)
+    }
+
+    /// As [`Engine::scan`], but begins to look at the place of record `from`.
+    fn scan_from(
+        &self,
+        from: u64,
+        first: u64,
+        count: u64,
+    ) -> impl Future<Output = Result<()>> + Send;
 
     /// Brings every write into tables and waits until no background work is left; since when.
     fn settle(&self) -> impl Future<Output = Result<Instant>> + Send;

@@ -56,6 +56,14 @@ impl Engine for Fjall {
         Ok(())
     }
 
+    async fn delete(&self, key: &Key) -> Result<()> {
+        self.keyspace.remove(key)?;
+        if self.sync == Sync::Synced {
+            self.db.persist(PersistMode::SyncData)?;
+        }
+        Ok(())
+    }
+
     async fn read(&self, id: u64) -> Result<()> {
         data::check(id, self.keyspace.get(data::key(id))?.as_deref())
     }
@@ -66,8 +74,8 @@ impl Engine for Fjall {
         data::check(id, value.as_deref())
     }
 
-    async fn scan(&self, first: u64, count: u64) -> Result<()> {
-        let mut entries = self.keyspace.range(data::key(first)..);
+    async fn scan_from(&self, from: u64, first: u64, count: u64) -> Result<()> {
+        let mut entries = self.keyspace.range(data::key(from)..);
         for id in first..first + count {
             let entry = entries.next().map(fjall::Guard::value).transpose()?;
             data::check(id, entry.as_deref())?;

@@ -13,14 +13,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBCompressionType, Options, ReadOptions, WaitForCompactOptions,
-    WriteOptions,
+    BlockBasedOptions, Cache, DB, DBCompactionStyle, DBCompressionType, Options, ReadOptions,
+    WaitForCompactOptions, WriteOptions,
 };
 use tokio::task::spawn_blocking;
 
 use crate::Result;
 use crate::data::{self, Key};
-use crate::engine::{Engine, FILTER_BITS, Separation, Setup, Sync};
+use crate::engine::{Engine, FILTER_BITS, Separation, Setup, Sync, Tree};
 
 /// Of a key and a pointer to its value in a table, as `tools/run_blob_bench.sh` has it.
 const ENTRY_BYTES: usize = 32;
@@ -58,6 +58,9 @@ impl Engine for Rocksdb {
         if let Some(separation) = setup.separation {
             separate(&mut options, separation, setup.memtable_bytes, &cache);
         }
+        if matches!(setup.tree, Tree::Universal) {
+            options.set_compaction_style(DBCompactionStyle::Universal);
+        }
         options.set_use_direct_reads(setup.is_direct);
         let mut write = WriteOptions::default();
         write.set_sync(setup.sync == Sync::Synced);
@@ -67,6 +70,10 @@ impl Engine for Rocksdb {
 
     async fn put(&self, key: &Key, value: &[u8]) -> Result<()> {
         Ok(self.0.db.put_opt(key, value, &self.0.write)?)
+    }
+
+    async fn delete(&self, key: &Key) -> Result<()> {
+        Ok(self.0.db.delete_opt(key, &self.0.write)?)
     }
 
     async fn read(&self, id: u64) -> Result<()> {
@@ -90,9 +97,9 @@ impl Engine for Rocksdb {
         data::check(id, value.as_deref())
     }
 
-    async fn scan(&self, first: u64, count: u64) -> Result<()> {
+    async fn scan_from(&self, from: u64, first: u64, count: u64) -> Result<()> {
         let mut entries = self.0.db.raw_iterator();
-        entries.seek(data::key(first));
+        entries.seek(data::key(from));
         for id in first..first + count {
             data::check(id, entries.value())?;
             entries.next();

@@ -7,7 +7,7 @@ use seerdb::{DB, DBOptions, Durability};
 
 use crate::Result;
 use crate::data::{self, Key};
-use crate::engine::{Engine, Separation, Setup, Sync};
+use crate::engine::{Engine, Separation, Setup, Sync, Tree};
 
 #[derive(Clone)]
 pub struct Seerdb(DB);
@@ -35,11 +35,20 @@ impl Engine for Seerdb {
             Some(separation) => separate(options, separation),
             None => options,
         };
+        let options = match setup.tree {
+            Tree::Runs(runs) => options.runs_per_level(runs),
+            Tree::Default | Tree::Universal => options,
+        };
         Ok(Self(options.open(dir).await?))
     }
 
     async fn put(&self, key: &Key, value: &[u8]) -> Result<()> {
         self.0.put(key, value).await?;
+        Ok(())
+    }
+
+    async fn delete(&self, key: &Key) -> Result<()> {
+        self.0.delete(key).await?;
         Ok(())
     }
 
@@ -60,8 +69,8 @@ impl Engine for Seerdb {
         self.read(id).await
     }
 
-    async fn scan(&self, first: u64, count: u64) -> Result<()> {
-        let mut entries = self.0.range(data::key(first)..).limit(count as usize);
+    async fn scan_from(&self, from: u64, first: u64, count: u64) -> Result<()> {
+        let mut entries = self.0.range(data::key(from)..).limit(count as usize);
         for id in first..first + count {
             let entry = entries.next().await.transpose()?;
             data::check(id, entry.as_ref().map(|(_, value)| value.as_ref()))?;

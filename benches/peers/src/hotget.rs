@@ -16,7 +16,7 @@ use crate::Result;
 use crate::ancestor;
 use crate::config::{Config, HOT_CACHE_BYTES, MEMTABLE_BYTES};
 use crate::data::{Rng, Values};
-use crate::engine::{Engine, Setup, Sync, with_engine};
+use crate::engine::{Engine, Setup, Sync, Tree, with_engine};
 use crate::report::{Latency, Row, Table, Unit, histogram};
 
 const TASKS: u64 = 64;
@@ -51,6 +51,7 @@ fn measure<E: Engine>(config: &Config, seed: u64, dir: &Path) -> Result<[Cell; 2
         memtable_bytes: MEMTABLE_BYTES,
         cache_bytes: HOT_CACHE_BYTES,
         is_direct: false,
+        tree: Tree::Default,
         separation: None,
     };
     let engine = runtime.block_on(async {

@@ -21,9 +21,25 @@
 //! - `amplification`: what loading and overwriting cost in bytes, with values in tables and apart.
 //! - `blobscan`: cold scans of values that are stored apart from their keys.
 //! - `cold`: gets from data that is eight times the memory; `--records 1000000` for eight.
+//! - `sustained`: overwrites by the clock at 80 % of the highest rate: the tail, and pauses.
+//! - `busy`: the tail of gets while merging is busy, and while it is idle.
+//! - `shift`: loading, reads, scans, mixed, loading; fixed shapes of trees, too.
+//! - `queue`: a scan across keys that were put and deleted in order.
+//! - `large_merge`: memory and space of one merge of everything, of seerdb alone.
 //!
-//! The last three want small memtables, and files of that size, so that little data makes a deep
-//! tree: `--memtable`. A quick run of them, in less than a minute:
+//! For judging merges the last five want time, and more data than memtables:
+//!
+//! ```text
+//! cargo run --release -- sustained --rounds 1 --records 10000000 --memtable 64 \
+//!     --warm 120 --seconds 1800
+//! cargo run --release -- shift --rounds 1 --records 10000000 --memtable 64 --phase 180
+//! cargo run --release -- queue --records 1000000 --queue 1000000
+//! cargo run --release -- busy --rounds 3 --records 2000000 --memtable 16 --seconds 30
+//! cargo run --release -- large_merge --gib 10
+//! ```
+//!
+//! `amplification`, `blobscan` and `cold` want small memtables, and files of that size,
+//! so that little data makes a deep tree: `--memtable`. A quick run, in less than a minute:
 //!
 //! ```text
 //! cargo run --release -- amplification blobscan \
@@ -39,6 +55,7 @@ use std::process::ExitCode;
 mod amplification;
 mod ancestor;
 mod blobscan;
+mod busy;
 mod callers;
 mod cold;
 mod config;
@@ -51,9 +68,15 @@ mod engine_rocksdb;
 #[cfg(feature = "seerdb-engine")]
 mod engine_seerdb;
 mod hotget;
+#[cfg(feature = "seerdb-engine")]
+mod large_merge;
 mod machine;
 mod memory;
+mod pace;
+mod queue;
 mod report;
+mod shift;
+mod sustained;
 
 use config::{Config, Workload};
 
@@ -77,6 +100,10 @@ fn run() -> Result<()> {
     let Some(config) = Config::from_args()? else {
         return Ok(writeln!(out, "{}", Config::usage())?);
     };
+    #[cfg(feature = "seerdb-engine")]
+    if let Some(dir) = &config.load {
+        return large_merge::load(&config, dir);
+    }
     writeln!(out, "{}", machine::describe(config.base.path())?)?;
     writeln!(out, "run: {} rounds, seed {}", config.rounds, config.seed)?;
     for workload in &config.workloads {
@@ -91,6 +118,14 @@ fn run() -> Result<()> {
                     write!(out, "{table}")?;
                 }
             }
+            Workload::Sustained => write!(out, "{}", sustained::run(&config)?)?,
+            Workload::Busy => write!(out, "{}", busy::run(&config)?)?,
+            Workload::Shift => write!(out, "{}", shift::run(&config)?)?,
+            Workload::Queue => write!(out, "{}", queue::run(&config)?)?,
+            #[cfg(feature = "seerdb-engine")]
+            Workload::LargeMerge => write!(out, "{}", large_merge::run(&config)?)?,
+            #[cfg(not(feature = "seerdb-engine"))]
+            Workload::LargeMerge => writeln!(out, "\nlarge_merge: skipped: seerdb is not here")?,
         }
     }
     Ok(())

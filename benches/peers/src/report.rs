@@ -10,6 +10,9 @@ use crate::engine::Peer;
 
 const ENGINES: [&str; 3] = ["seerdb", "rocksdb", "fjall"];
 const QUANTILES: [(&str, f64); 3] = [("  p50", 0.5), ("  p99", 0.99), ("  p99.9", 0.999)];
+/// With the far tail.
+const TAIL: [(&str, f64); 5] =
+    [("  p50", 0.5), ("  p99", 0.99), ("  p99.9", 0.999), ("  p99.99", 0.9999), ("  max", 1.0)];
 const DAY_NS: u64 = 86_400_000_000_000;
 
 #[derive(Clone, Copy)]
@@ -54,14 +57,23 @@ impl Latency {
     }
 
     pub fn rows(&self) -> Vec<Row> {
-        let row = |(label, quantile): (&str, f64)| {
+        self.rows_of(&QUANTILES)
+    }
+
+    /// As [`Latency::rows`], with the far tail and the longest.
+    pub fn tail_rows(&self) -> Vec<Row> {
+        self.rows_of(&TAIL)
+    }
+
+    fn rows_of(&self, quantiles: &[(&str, f64)]) -> Vec<Row> {
+        let row = |&(label, quantile): &(&str, f64)| {
             let mut row = Row::new(label, Unit::Microseconds);
             for (&peer, times) in &self.0 {
                 row.add(peer, times.value_at_quantile(quantile) as f64 / 1e3);
             }
             row
         };
-        QUANTILES.map(row).into()
+        quantiles.iter().map(row).collect()
     }
 }
 
