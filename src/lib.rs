@@ -194,6 +194,7 @@ mod vlog;
 
 pub use compaction::MergeReason;
 pub use compaction::cost::TreeCosts;
+pub use compaction::workload::{RunsChoice, RunsCost, RunsSwitch, Workload};
 pub use db::{
     Batch, BatchCommit, CompactionPause, CompactionProgress, CompactionReport, Cursor, DB,
     FilterStats, Get, GetFuture, GetStats, GetStatsFuture, IndexStats, IntoValue, KeyStream,

@@ -24,6 +24,10 @@ const CHUNK_BYTES_MIN: usize = 64 * KIB;
 /// allocator keeps for each thread.
 const FIXED_BYTES: usize = 8 * MIB;
 
+/// The most runs of a level while their number follows the workload: beyond it writes gain little,
+/// and reads lose much.
+pub(crate) const ADAPTIVE_RUNS_MAX: usize = 3;
+
 /// When the future of a write resolves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub enum Durability {
@@ -71,7 +75,7 @@ pub struct DBOptions {
     pub(crate) tombstone_age: Option<Duration>,
     pub(crate) compaction_limits: CompactionLimits,
     pub(crate) size_ratio: usize,
-    pub(crate) runs_per_level: usize,
+    pub(crate) runs_per_level: Option<usize>,
     pub(crate) runs_last_level: usize,
 }
 
@@ -99,7 +103,7 @@ impl Default for DBOptions {
             tombstone_age: None,
             compaction_limits: CompactionLimits::default(),
             size_ratio: 4,
-            runs_per_level: 3,
+            runs_per_level: None,
             runs_last_level: 1,
         }
     }
@@ -265,9 +269,12 @@ impl DBOptions {
         self
     }
 
-    /// K: the most sorted runs in every level but the last, 1 to T - 1 (default: 3).
-    pub fn runs_per_level(mut self, runs: usize) -> Self {
-        self.runs_per_level = runs;
+    /// K: the most sorted runs in every level but the last, 1 to T - 1. More make writes cheaper,
+    /// gets of absent keys and scans dearer. With `None`, the default, K follows what is done: it
+    /// begins at 3, or T - 1 if that is less, and goes down to 1 while reads cost more than merges
+    /// would; [`crate::DB::explain_compaction`] tells where it stands and why.
+    pub fn runs_per_level(mut self, runs: impl Into<Option<usize>>) -> Self {
+        self.runs_per_level = runs.into();
         self
     }
 
@@ -353,7 +360,7 @@ impl DBOptions {
             ),
             ((2..=64).contains(&self.size_ratio), "size_ratio must be from 2 to 64"),
             (
-                (1..self.size_ratio.max(2)).contains(&self.runs_per_level),
+                self.runs_per_level.is_none_or(|k| (1..self.size_ratio.max(2)).contains(&k)),
                 "runs_per_level must be from 1 to size_ratio - 1",
             ),
             (
@@ -377,6 +384,12 @@ impl DBOptions {
 }
 
 impl Settings {
+    /// The K to begin with; it stays if it was asked for.
+    pub(crate) fn first_runs_per_level(&self) -> usize {
+        let adaptive = ADAPTIVE_RUNS_MAX.min(self.size_ratio - 1);
+        self.runs_per_level.unwrap_or(adaptive)
+    }
+
     /// What streams may have read ahead, all together.
     pub(crate) fn stream_bytes(&self) -> usize {
         self.memory_budget / 16

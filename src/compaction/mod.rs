@@ -31,6 +31,7 @@ mod piece;
 pub(crate) mod policy;
 pub(crate) mod retain;
 pub(crate) mod tombstones;
+pub(crate) mod workload;
 
 use crate::filename::FileNumber;
 use crate::key::{KeyBuf, SeqNo};

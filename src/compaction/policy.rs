@@ -36,11 +36,11 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    /// The shape that the options ask for.
-    pub(crate) fn new(settings: &Settings) -> Self {
+    /// The shape that the options ask for, with this K.
+    pub(crate) fn new(settings: &Settings, runs_upper: usize) -> Self {
         let shape = Shape {
             size_ratio: settings.size_ratio as u64,
-            runs_upper: settings.runs_per_level,
+            runs_upper,
             runs_last: settings.runs_last_level,
             unit_bytes: settings.memtable_bytes as u64,
             table_bytes: settings.table_bytes as u64,

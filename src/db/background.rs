@@ -17,9 +17,8 @@ use futures::{FutureExt, StreamExt};
 use seerdb_io::{Fs, Lane, LockFile, Task};
 
 use super::stats::{FilterStats, IndexStats, LevelStats, Stats, ValueFileStats, ValueLogStats};
-use super::{Core, collect, flush, log_task, merge_task, segments};
+use super::{Core, collect, flush, log_task, merge_task, monitor, segments};
 use crate::compaction::Tree;
-use crate::compaction::policy::Shape;
 use crate::error::{Error, ErrorKind, Result};
 use crate::filename::FileName;
 use crate::version::edit::VersionEdit;
@@ -33,6 +32,7 @@ pub(super) fn start(core: &Arc<Core>, trash: UnboundedReceiver<FileName>) {
         spawn(core, Lane::Flush, "segments", segments::run(core.clone())),
         spawn(core, Lane::Flush, "flush", flush::run(core.clone())),
         spawn(core, Lane::Compaction, "collect", collect::run(core.clone())),
+        spawn(core, Lane::Compaction, "watch", monitor::run(core.clone())),
     ];
     let merging = ["merge", "upper merge", "uppermost merge"];
     let merging =
@@ -157,7 +157,7 @@ impl Core {
         use std::sync::atomic::Ordering::Relaxed;
         let state = self.read_states.load();
         let metrics = &self.metrics;
-        let shape = Shape::new(&self.settings);
+        let shape = self.shape();
         let last = Tree::of(&state.version).last_level();
         let levels = state.version.levels().iter().enumerate().map(|(at, level)| LevelStats {
             runs: level.runs.len(),

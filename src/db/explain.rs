@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::DB;
 use crate::compaction::cost::{TreeCosts, last_run_bytes};
 use crate::compaction::policy::Shape;
+use crate::compaction::workload::RunsChoice;
 use crate::compaction::{MergeReason, Tree};
 use crate::version::Version;
 
@@ -18,6 +19,8 @@ pub struct CompactionReport {
     pub size_ratio: u64,
     /// K: the most runs in a level above the last.
     pub runs_per_level: usize,
+    /// Why K is what it is, when it follows the workload; none when it is fixed.
+    pub runs_choice: Option<RunsChoice>,
     /// Z: the most runs in the last level.
     pub runs_last_level: usize,
     /// The levels that hold data, and those above them.
@@ -111,6 +114,7 @@ impl DB {
         CompactionReport {
             size_ratio: shape.size_ratio,
             runs_per_level: shape.runs_upper,
+            runs_choice: core.runs_choice(),
             runs_last_level: shape.runs_last,
             levels: levels(&version, &tree, &shape),
             expected: shape.expected_costs(last_run_bytes(&tree)),
@@ -166,7 +170,11 @@ fn measured(version: &Version, tree: &Tree<'_>, flushed: u64, merged: u64) -> Tr
 impl fmt::Display for CompactionReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { size_ratio, runs_per_level, runs_last_level, .. } = self;
-        writeln!(f, "T = {size_ratio}, K = {runs_per_level}, Z = {runs_last_level}")?;
+        write!(f, "T = {size_ratio}, K = {runs_per_level}, Z = {runs_last_level}; K ")?;
+        match &self.runs_choice {
+            None => writeln!(f, "is fixed")?,
+            Some(choice) => writeln!(f, "follows the workload\n{choice}")?,
+        }
         writeln!(f, "level   runs  tables      entries  tombstones       bytes    capacity")?;
         for (at, level) in self.levels.iter().enumerate() {
             let sum = |of: fn(&RunReport) -> u64| level.runs.iter().map(of).sum::<u64>();

@@ -195,6 +195,7 @@ async fn install(
     .await?;
     stats::add(&core.metrics.flushes, 1);
     stats::add(&core.metrics.flushed_bytes, bytes);
+    core.monitor.flushed(memtable.last_seqno());
     core.pipeline.retire_segments(first_live);
     for name in core.segments.retire(first_live) {
         remove(core.env.fs(), &core.dir, name).await;

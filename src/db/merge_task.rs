@@ -11,6 +11,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -171,10 +172,11 @@ async fn merge(
     }
     for piece in 0..=choice.ends.len() {
         let version = core.versions.current();
-        let pace = MergePace { core, ticket };
+        let (pace, began) = (MergePace::new(core, ticket), core.env.clock().now());
         let context = core.job_context(&pace);
         let outcome = core.unless_closed(job::run(&context, &version, choice, piece)).await?;
         drop(version);
+        let took = core.env.clock().now().saturating_sub(began + pace.held());
         let bytes: u64 = outcome.opened.iter().map(|t| t.meta().file_bytes).sum();
         if planted!(DeleteInputsEarly) {
             for number in &outcome.edit.tables_removed {
@@ -185,6 +187,7 @@ async fn merge(
         change_tables(core, outcome.edit, outcome.opened).await?;
         ticket.end_piece(outcome.entries);
         stats::add(&core.metrics.compacted_bytes, bytes);
+        core.monitor.merged(bytes, took);
     }
     if choice.bottommost {
         core.overwritten.learn(met.came, met.dropped());
@@ -198,13 +201,30 @@ async fn merge(
 struct MergePace<'a> {
     core: &'a Core,
     ticket: &'a Ticket,
+    /// For how long, in nanoseconds.
+    held: AtomicU64,
+}
+
+impl<'a> MergePace<'a> {
+    fn new(core: &'a Core, ticket: &'a Ticket) -> Self {
+        MergePace { core, ticket, held: AtomicU64::new(0) }
+    }
+
+    fn held(&self) -> Duration {
+        Duration::from_nanos(self.held.load(Ordering::Relaxed))
+    }
 }
 
 #[async_trait]
 impl Pace for MergePace<'_> {
     async fn pass(&self, bytes: u64, entries: u64) -> Result<()> {
+        let clock = self.core.env.clock();
+        let began = clock.now();
         self.ticket.pass(entries).await?;
         self.core.keep_pace(bytes).await;
+        let held = clock.now().saturating_sub(began).as_nanos();
+        // Order: read by the same task.
+        self.held.fetch_add(u64::try_from(held).unwrap_or(0), Ordering::Relaxed);
         Ok(())
     }
 }
@@ -263,7 +283,7 @@ impl Overlap {
 impl Core {
     /// The shape that the tree shall have.
     pub(super) fn shape(&self) -> Shape {
-        Shape::new(&self.settings)
+        Shape::new(&self.settings, self.monitor.runs_per_level())
     }
 
     /// The task ends: nobody will be merged for any more.

@@ -17,6 +17,7 @@ mod keys;
 mod log_task;
 mod log_work;
 mod merge_task;
+mod monitor;
 mod open;
 mod pacer;
 mod publish;
@@ -54,6 +55,7 @@ use crate::vlog::bodies;
 use ages::Ages;
 use collect::Overwritten;
 use commit::Pipeline;
+use monitor::Monitor;
 use pacer::Pacer;
 use segments::Segments;
 use state::ReadStates;
@@ -116,6 +118,7 @@ pub(crate) struct Core {
     pub(crate) snapshots: Arc<Registry>,
     pub(crate) throttle: Arc<Throttle>,
     pub(crate) metrics: Arc<Metrics>,
+    monitor: Monitor,
     segments: Segments,
     overwritten: Overwritten,
     ages: Ages,

@@ -26,6 +26,7 @@ use super::ages::Ages;
 use super::background;
 use super::collect::{Overwritten, survivors};
 use super::commit::{Pipeline, Start};
+use super::monitor::Monitor;
 use super::pacer::Pacer;
 use super::segments::{self, Segments, naming};
 use super::state::ReadStates;
@@ -257,6 +258,7 @@ fn build(
         clock: env.clock().clone(),
         read_states: read_states.clone(),
     });
+    let monitor = Monitor::new(&settings, env.clock(), last_seqno);
     let core = Arc::new(Core {
         cache,
         ahead: Allowance::new(settings.stream_bytes()),
@@ -271,6 +273,7 @@ fn build(
         versions,
         snapshots: Arc::new(Registry::default()),
         metrics: Arc::new(Metrics::default()),
+        monitor,
         segments,
         overwritten: Overwritten::default(),
         is_overfull: AtomicBool::new(false),
@@ -355,12 +358,13 @@ struct Replayer<'a> {
 impl<'a> Replayer<'a> {
     fn new(env: &'a Env, dir: &'a Path, settings: &'a Settings, versions: &'a VersionSet) -> Self {
         let last_level = versions.current().last_level();
+        let shape = Shape::new(settings, settings.first_runs_per_level());
         Replayer {
             env,
             dir,
             settings,
             versions,
-            filter_bits: Shape::new(settings).filter_bits_for(0, last_level),
+            filter_bits: shape.filter_bits_for(0, last_level),
             memtable: Arc::new(Memtable::new(Floor::default())),
             last_seqno: 0,
             added: Vec::new(),

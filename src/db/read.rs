@@ -181,6 +181,20 @@ impl Core {
         fill: bool,
         probe: &Probe,
     ) -> Step {
+        if self.monitor.samples_get() {
+            return self.get_sampled(key, seqno, fill, probe);
+        }
+        self.get_uncounted(key, seqno, fill, probe)
+    }
+
+    /// As [`Core::get_now`], for nobody's statistics but the probe's.
+    pub(super) fn get_uncounted(
+        self: &Arc<Self>,
+        key: &[u8],
+        seqno: Option<SeqNo>,
+        fill: bool,
+        probe: &Probe,
+    ) -> Step {
         if let Err(error) = self.check_open().and_then(|()| check_key(key)) {
             return Step::Ready(Err(error));
         }
@@ -226,6 +240,7 @@ impl Core {
         target: Target<'_>,
         (trailer, value): Found,
     ) -> Step {
+        target.sought.probe.found();
         match trailer.kind() {
             ValueKind::Delete => return Step::Ready(Ok(None)),
             ValueKind::Put => return Step::Ready(Ok(Some(value))),
@@ -245,7 +260,7 @@ impl Core {
                 if self.read_states.load().generation == state.generation {
                     return Step::Ready(Err(unknown(&pointer_of(&value))));
                 }
-                self.get_now(key, target.asked, fill, probe)
+                self.get_uncounted(key, target.asked, fill, probe)
             }
             Err(error) => Step::Ready(Err(error)),
         }

@@ -24,6 +24,7 @@ use futures::stream::{FuturesOrdered, Stream, StreamExt};
 
 use super::cursor::Cursor;
 use super::keys::KeyStream;
+use super::monitor::Tally;
 use super::state::ReadState;
 use super::values::{Look, pointer_of, unknown};
 use super::{Core, DB};
@@ -93,6 +94,7 @@ pub struct RangeStream {
     left: usize,
     fill_cache: bool,
     probe: Probe,
+    tally: Tally,
     /// The last key taken from the reader.
     last: Option<Bytes>,
     state: State,
@@ -161,6 +163,7 @@ impl RangeStream {
             left: usize::MAX,
             fill_cache: true,
             probe: Probe::default(),
+            tally: db.core().monitor.tally(),
             last: None,
             before: None,
             given: None,
@@ -264,6 +267,7 @@ impl RangeStream {
     /// # }
     /// ```
     pub fn seek(&mut self, key: impl AsRef<[u8]>) {
+        self.tally.end();
         self.ahead = FuturesOrdered::new();
         self.ahead_bytes.set(0);
         self.ahead_max = self.first_ahead();
@@ -461,10 +465,13 @@ impl RangeStream {
                 State::Done => return Poll::Ready(None),
                 State::Refused(error) => return Poll::Ready(Some(Err(error))),
                 State::Fresh => match self.db.core().check_open() {
-                    Ok(()) => self.state = State::Ready(self.build()),
+                    Ok(()) => {
+                        self.tally.begin(self.db.core());
+                        self.state = State::Ready(self.build());
+                    }
                     Err(error) => return Poll::Ready(Some(Err(error))),
                 },
-                State::Ready(mut reader) => match reader.merged.step() {
+                State::Ready(mut reader) => match self.tally.step(&mut reader.merged) {
                     Step::End => return Poll::Ready(None),
                     Step::Item { key, trailer, value } => {
                         if self.is_beyond(&key) {

@@ -326,8 +326,9 @@ impl Table {
                 probe.block(Origin::Memory);
                 found
             } else {
+                let found = self.load_block(Some(cache), fill, block).await?;
                 probe.block(Origin::Disk);
-                self.load_block(Some(cache), fill, block).await?
+                found
             };
             if let Some(answer) = found.get(key, hash_tag(hash), seqno) {
                 return Ok(Some(answer));

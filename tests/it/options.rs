@@ -9,7 +9,7 @@ use crate::host;
 
 #[test]
 fn options_out_of_range_or_in_contradiction_are_refused_by_name() {
-    let cases: [(&str, DBOptions); 33] = [
+    let cases: [(&str, DBOptions); 36] = [
         ("memory_budget", plain().memory_budget(0)),
         ("memtable_bytes", plain().memtable_bytes(0)),
         ("memtable_bytes", plain().memtable_bytes(usize::MAX)),
@@ -30,6 +30,9 @@ fn options_out_of_range_or_in_contradiction_are_refused_by_name() {
         ("size_ratio", plain().size_ratio(usize::MAX)),
         ("runs_per_level", plain().runs_per_level(0)),
         ("runs_per_level", plain().size_ratio(4).runs_per_level(4)),
+        ("runs_per_level", plain().size_ratio(2).runs_per_level(Some(2))),
+        ("runs_per_level", plain().size_ratio(4).runs_per_level(usize::MAX)),
+        ("size_ratio", plain().size_ratio(1).runs_per_level(None)),
         ("runs_last_level", plain().runs_last_level(0)),
         ("runs_last_level", plain().size_ratio(2).runs_per_level(1).runs_last_level(2)),
         ("value_threshold", plain().value_threshold(0)),

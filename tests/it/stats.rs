@@ -107,7 +107,7 @@ fn an_explanation_agrees_with_the_statistics() {
     assert!(report.expected.merge_amplification > 0.5, "{report}");
     let text = report.to_string();
     assert!(
-        text.starts_with("T = 4, K = 3, Z = 1\n") && text.ends_with("no merge is due"),
+        text.starts_with("T = 4, K = 3, Z = 1; K is fixed\n") && text.ends_with("no merge is due"),
         "{text}"
     );
     assert_eq!(text.lines().count(), 1 + 1 + report.levels.len() + 1 + 4 + 1, "{text}");

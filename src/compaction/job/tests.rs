@@ -107,7 +107,7 @@ impl Bed {
     }
 
     fn shape(&self) -> Shape {
-        Shape::new(&self.settings)
+        Shape::new(&self.settings, self.settings.first_runs_per_level())
     }
 
     fn with<R>(&self, work: impl FnOnce(&Context<'_>) -> R) -> R {
