@@ -7,6 +7,7 @@
 )]
 
 mod actions;
+mod adaptive;
 mod book;
 mod client;
 mod context;

@@ -105,6 +105,8 @@ pub(crate) fn draw_options(chance: &mut Chance) -> DBOptions {
     let durability = [Durability::Synced, Durability::Written, Durability::Buffered];
     let ratio = pick(chance, &[2, 3, 4, 6]);
     let runs = |chance: &mut Chance| chance.index(ratio - 1) + 1;
+    // What an adaptive tree begins with.
+    let adaptive = 3.min(ratio - 1);
     let compression = if chance.one_in(2) { Compression::Lz4 } else { Compression::None };
     let options = DBOptions::new()
         .memory_budget(1 << 20)
@@ -118,7 +120,7 @@ pub(crate) fn draw_options(chance: &mut Chance) -> DBOptions {
         .buffered_delay(Duration::from_micros([0, 300, 10_000][chance.index(3)]))
         .compression(compression)
         .size_ratio(ratio)
-        .runs_per_level(runs(chance))
+        .runs_per_level(Some(runs(chance)).filter(|&runs| runs != adaptive))
         .runs_last_level(runs(chance));
     let threshold = draw_threshold(chance);
     let segment = pick(chance, &[16 << 10, 32 << 10]);
