@@ -44,19 +44,20 @@ pub fn run(config: &Config) -> Result<String> {
     let levels = db.stats().levels;
     let table_bytes: u64 = levels.iter().map(|level| level.bytes).sum();
     let runs: usize = levels.iter().map(|level| level.runs).sum();
+    let tables_before = db.stats().table_memory_bytes;
     let written_before = db.stats().compacted_bytes;
 
     let is_over = AtomicBool::new(false);
     let start = Instant::now();
     let (merged, peaks) = std::thread::scope(|scope| {
-        let watching = scope.spawn(|| watch(&dir, &is_over));
+        let watching = scope.spawn(|| watch(&db, &dir, &is_over));
         let merged = runtime.block_on(db.compact_range(..));
         is_over.store(true, Ordering::Relaxed);
         (merged, watching.join().map_err(|_| "the watch panicked"))
     });
     merged?;
     let elapsed = start.elapsed().as_secs_f64();
-    let (resident_peak, occupied_peak) = peaks??;
+    let Peaks { resident: resident_peak, tables: tables_peak, occupied: occupied_peak } = peaks??;
     let written = db.stats().compacted_bytes - written_before;
     runtime.block_on(verify(&db, records))?;
     runtime.block_on(db.close())?;
@@ -69,10 +70,13 @@ pub fn run(config: &Config) -> Result<String> {
         "\nlarge_merge: {records} x 1 KiB, {:.2} GiB in {runs} runs, merged into one\n\
          merged in             {elapsed:.1} s, {:.0} MiB/s\n\
          own memory, peak      {own:.0} MiB beyond {:.0} MiB\n\
+         filters and indexes   {:.0} MiB, {:.0} MiB at most\n\
          transient space, peak {:.2} GiB, {:.1} % of the tables\n",
         size / GIB,
         written as f64 / MIB / elapsed,
         resident_before as f64 / MIB,
+        tables_before as f64 / MIB,
+        tables_peak as f64 / MIB,
         transient / GIB,
         100.0 * transient / size,
     ))
@@ -130,14 +134,25 @@ async fn put_all(db: &DB, values: &mut Values<'_>, ids: impl Iterator<Item = u64
     Ok(())
 }
 
-/// The highest resident memory and the most space until it is over.
-fn watch(dir: &Path, is_over: &AtomicBool) -> Result<(u64, u64)> {
-    let mut peaks = (0, 0);
+/// Looks until it is over.
+fn watch(db: &DB, dir: &Path, is_over: &AtomicBool) -> Result<Peaks> {
+    let mut peaks = Peaks::default();
     while !is_over.load(Ordering::Relaxed) {
-        peaks = (resident()?.max(peaks.0), disk::occupied(dir)?.bytes.max(peaks.1));
+        peaks.resident = peaks.resident.max(resident()?);
+        peaks.tables = peaks.tables.max(db.stats().table_memory_bytes as u64);
+        peaks.occupied = peaks.occupied.max(disk::occupied(dir)?.bytes);
         std::thread::sleep(POLL);
     }
     Ok(peaks)
+}
+
+/// What was seen at most, in bytes.
+#[derive(Default)]
+struct Peaks {
+    resident: u64,
+    /// Filters and indexes of open tables.
+    tables: u64,
+    occupied: u64,
 }
 
 async fn verify(db: &DB, records: u64) -> Result<()> {
