@@ -73,7 +73,8 @@ pub(crate) struct Context<'a> {
 #[async_trait]
 pub(crate) trait Pace: Send + Sync {
     /// Called about every [`YIELD_BYTES`] of work: so many bytes since the last call, so many
-    /// entries since the job began. The job goes on when this resolves, or fails with it.
+    /// entries since the job began; once more when all are met. The job goes on when this
+    /// resolves, or fails with it.
     async fn pass(&self, bytes: u64, entries: u64) -> Result<()>;
 }
 
@@ -424,7 +425,7 @@ impl<'a> Output<'a> {
                     }
                 }
                 Position::Blocked => source.load().await?,
-                Position::End => return Ok(()),
+                Position::End => return self.keep_pace().await,
                 Position::At => {
                     let entry = source.entry();
                     self.entries_seen += 1;
@@ -501,11 +502,15 @@ impl<'a> Output<'a> {
             writer.write_full_chunks().await?;
         }
         if self.work >= YIELD_BYTES {
-            let work = std::mem::take(&mut self.work);
-            self.ctx.pace.pass(work, self.entries_seen).await?;
+            self.keep_pace().await?;
             give_way().await;
         }
         Ok(())
+    }
+
+    async fn keep_pace(&mut self) -> Result<()> {
+        let work = std::mem::take(&mut self.work);
+        self.ctx.pace.pass(work, self.entries_seen).await
     }
 
     /// Makes the tables durable and opens them, or removes them when anything failed.

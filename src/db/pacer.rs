@@ -21,7 +21,7 @@ use seerdb_io::Clock;
 use crate::limits::CompactionLimits;
 
 /// No pause is longer.
-const PAUSE_MAX: Duration = Duration::from_millis(500);
+const PAUSE_MAX: Duration = Duration::from_millis(2000);
 /// How often the rate under a latency target is looked at.
 const WINDOW: Duration = Duration::from_millis(100);
 /// The rates that a latency target may lead to, in bytes a second.

@@ -58,6 +58,8 @@
 #[cfg(test)]
 mod basic;
 #[cfg(test)]
+mod compaction;
+#[cfg(test)]
 mod failing;
 #[cfg(test)]
 #[cfg(target_os = "linux")]
@@ -91,6 +93,7 @@ mod values;
 fn every_bad_input_has_its_test() {
     let files = [
         ("basic", include_str!("basic.rs")),
+        ("compaction", include_str!("compaction.rs")),
         ("failing", include_str!("failing.rs")),
         ("fork", include_str!("fork.rs")),
         ("limits", include_str!("limits.rs")),
