@@ -119,11 +119,11 @@
 //! | layer | modules | what they are |
 //! |---|---|---|
 //! | 0 | crate `seerdb_io` | files, clock, random numbers and tasks, behind [`Env`] |
-//! | 1 | error, options, key, codec, lz4, filename, sync | values; no async, no files |
+//! | 1 | error, limits, options, key, codec, lz4, filename, sync | values; no async, no files |
 //! | 2 | alex, allowance, record, batch, pointer, memtable, filter, cache, iter, snapshot | bytes and memory; no files |
 //! | 3 | appender, log, sstable, vlog | one file kind each, with its format |
 //! | 4 | version | which files make up the database: versions, edits, the manifest |
-//! | 5 | compaction | what to merge (policy, picker, retain) and the merge itself (job) |
+//! | 5 | compaction | what to merge (policy, picker, tombstones), at what pace, and the merge itself (job) |
 //! | 6 | db | the handle, the commit pipeline, reads, streams, background tasks |
 //! | 7 | blocking | synchronous calls over the handle |
 //! | 7 | fuzz | the decoders for the fuzz targets, compiled for them alone |
@@ -149,7 +149,9 @@
 //! - **table** (sstable): an immutable sorted file: **blocks**, each found by a **block handle**,
 //!   then filter, index, properties and **footer**.
 //! - **run**: tables with disjoint keys in order. **level**: runs of similar size, newest first.
-//! - **compaction**: merging runs: the policy sets the shape, the picker chooses, the job merges.
+//! - **compaction**: merging runs: the policy sets the shape, the picker chooses, the job merges,
+//!   a long merge in **pieces**, ranges of keys; a run is **trimmed** of those that are merged.
+//!   **debt**: how far merges are behind.
 //! - **version**: an immutable list of levels. **version edit**: the step to the next version.
 //!   **manifest**: the log of version edits. **CURRENT**: the file that names the manifest.
 //! - **snapshot**: a seqno that a reader holds. **watermark**: the oldest such seqno.
