@@ -202,6 +202,11 @@ pub enum MergeReason {
         /// How many it may have.
         runs_max: usize,
     },
+    /// The newest run of a level has not grown to its share of the level yet.
+    Share {
+        /// The level.
+        level: usize,
+    },
     /// A level is larger than it may be.
     Bytes {
         /// The level.
@@ -235,6 +240,9 @@ impl std::fmt::Display for MergeReason {
             MergeReason::Runs { level, runs, runs_max } => {
                 write!(f, "level {level} has {runs} runs, {runs_max} at most")
             }
+            MergeReason::Share { level } => {
+                write!(f, "the newest run of level {level} has less than its share")
+            }
             MergeReason::Bytes { level, bytes, bytes_max } => {
                 write!(f, "level {level} has {bytes} bytes, {bytes_max} at most")
             }
@@ -260,8 +268,8 @@ pub(crate) struct Choice {
     pub(crate) output_run: RunId,
     /// The level of the output.
     pub(crate) output: OutputLevel,
-    /// Where the inputs are while a long merge is at work on them: the level of an output as large
-    /// as all of them. Newer runs may meanwhile be merged above it.
+    /// Where the inputs are while a long merge is at work on them: the level of an output of about
+    /// the size to expect. Newer runs may meanwhile be merged above it.
     pub(crate) stage: usize,
     /// Whether no run is older than the inputs.
     pub(crate) bottommost: bool,

@@ -1,12 +1,14 @@
 //! Which runs to merge next: Fluid LSM with carry-through merges, over plain descriptions. Pure.
 //!
-//! 1. Level 0 holding more than K runs sets a merge off. While the runs are tiny (many early
-//!    flushes), the newest of them become one run of level 0.
-//! 2. Otherwise all its runs are carried: a level that has no room for one more run joins the
+//! 1. An arrival at a level whose newest run has not grown to its share ([`Shape::may_grow`])
+//!    enters that run; otherwise it stands beside it, up to K runs. So with K below T - 1 a run
+//!    is complete before the next one begins (leveling is K = 1). Level 0 is no exception; a flush
+//!    of less than half a unit stands beside the others while there is room.
+//! 2. Level 0 holding more than K runs sets a merge off. While the newest of them are small (many
+//!    early flushes), these become one run of level 0.
+//! 3. Otherwise all its runs are carried: a level that has no room for one more run joins the
 //!    merge with all its runs, and the next level is asked. So nothing is written to a level only
 //!    to be read again at once.
-//! 3. With K below T/2 a full level takes the merge into its newest run while that run has not
-//!    grown to its share of the level (leveling is K = 1).
 //! 4. At the last level, beyond Z runs, everything becomes one run; its size decides the level it
 //!    is labelled with, so that the tree grows, and shrinks, by itself.
 //! 5. Levels above their limits for other reasons (other options, K turned down) are merged down
@@ -32,8 +34,8 @@ use crate::version::{LEVEL_MAX, RunId};
 use super::policy::Shape;
 use super::{Choice, MergeReason, OutputLevel, PIECE_TABLES, RunView, TableView, Tree};
 
-/// Below this share of a unit, level 0 gathers runs in place.
-const TINY_SHARE: u64 = 8;
+/// What is less than this share of an arrival is small.
+const SMALL_SHARE: u64 = 2;
 /// Tables of at least this share of the table size may move.
 const MOVE_SHARE: u64 = 8;
 /// A merge has about so many pieces at most.
@@ -49,8 +51,8 @@ pub(crate) fn pick(tree: &Tree<'_>, shape: &Shape) -> Option<Choice> {
     if tree.older.is_some_and(|older| older.level == 0) {
         return None;
     }
-    if tree.level(0).len() > shape.runs_upper {
-        return Some(pick_level_0(tree, shape));
+    if let Some(choice) = pick_level_0(tree, shape) {
+        return Some(choice);
     }
     // What lies in the level of older runs, or deeper, waits for them.
     let free = tree.older.map_or(last + 1, |older| older.level);
@@ -100,26 +102,34 @@ fn gather(runs: &[&RunView<'_>], needed: usize) -> (usize, u64) {
     (count, bytes)
 }
 
-/// Level 0 has more than K runs.
-fn pick_level_0(tree: &Tree<'_>, shape: &Shape) -> Choice {
-    let runs = tree.level(0);
-    assert!(runs.len() > shape.runs_upper, "level 0 needs no merge");
-    let reason = MergeReason::Runs { level: 0, runs: runs.len(), runs_max: shape.runs_upper };
-    let largest = runs.iter().map(RunView::bytes).max().unwrap_or(0);
-    let unit = shape.with_flushes_of(largest);
-    let needed = runs.len() - shape.runs_upper + 1;
-    let (count, bytes) = gather(&runs.iter().collect::<Vec<_>>(), needed);
-    let fits_share = {
-        let newest: u64 = runs.iter().take(needed).map(RunView::bytes).sum();
-        newest <= unit.run_capacity(0)
+/// Level 0 has more than K runs, or its newest run belongs into the next one.
+fn pick_level_0(tree: &Tree<'_>, shape: &Shape) -> Option<Choice> {
+    let runs: Vec<&RunView<'_>> = tree.level(0).iter().collect();
+    let newest = runs.first()?.bytes();
+    let needed = runs.len().saturating_sub(shape.runs_upper).max(1) + 1;
+    if needed > runs.len() {
+        return None;
+    }
+    let is_over = runs.len() > shape.runs_upper;
+    let reason = match is_over {
+        true => MergeReason::Runs { level: 0, runs: runs.len(), runs_max: shape.runs_upper },
+        false => MergeReason::Share { level: 0 },
     };
-    if bytes <= shape.unit_bytes / TINY_SHARE {
-        return choose(tree, &unit, reason, 0..count, OutputLevel::Fixed(0));
+    let in_place = |count| Some(choose(tree, shape, reason, 0..count, OutputLevel::Fixed(0)));
+    let is_small = |bytes| bytes < shape.arrival(0) / SMALL_SHARE;
+    if is_over {
+        let (count, bytes) = gather(&runs, needed);
+        if is_small(bytes) {
+            return in_place(count);
+        }
     }
-    if fits_share {
-        return choose(tree, &unit, reason, 0..needed, OutputLevel::Fixed(0));
+    let grown: u64 = runs.iter().take(needed).map(|run| run.bytes()).sum();
+    let stay = runs.len() + 1 - needed;
+    let is_arrival = is_over || !is_small(newest);
+    if is_arrival && shape.may_grow(0, stay, tree.level_bytes(0), grown) {
+        return in_place(needed);
     }
-    carry(tree, &unit, 0, reason)
+    is_over.then(|| carry(tree, shape, 0, reason))
 }
 
 /// Merges all runs of `start` down to the first level with room.
@@ -139,20 +149,23 @@ fn carry(tree: &Tree<'_>, shape: &Shape, start: usize, reason: MergeReason) -> C
             return choose(tree, shape, reason, inputs, OutputLevel::Fixed(level));
         }
         let runs_max = if level == last { shape.runs_last } else { shape.runs_upper };
-        if runs.len() < runs_max && level_bytes.saturating_add(bytes) <= shape.capacity(level) {
-            let inputs = skipped..skipped + count;
-            return choose(tree, shape, reason, inputs, OutputLevel::Fixed(level));
-        }
+        let filled = level_bytes.saturating_add(bytes);
+        let has_room = runs.len() < runs_max;
         if let Some(newest) = runs.first() {
             let grown = bytes.saturating_add(newest.bytes());
-            let has_share = level < last && runs.len() <= runs_max;
-            if has_share && grown <= shape.run_capacity(level) {
+            let is_small = bytes < shape.arrival(level) / SMALL_SHARE;
+            let may_grow = level < last && runs.len() <= runs_max && !(has_room && is_small);
+            if may_grow && shape.may_grow(level, runs.len(), filled, grown) {
                 let inputs = skipped..skipped + count + 1;
                 return choose(tree, shape, reason, inputs, OutputLevel::Fixed(level));
             }
         }
+        if has_room && filled <= shape.capacity(level) {
+            let inputs = skipped..skipped + count;
+            return choose(tree, shape, reason, inputs, OutputLevel::Fixed(level));
+        }
         count += runs.len();
-        bytes = bytes.saturating_add(level_bytes);
+        bytes = filled;
     }
     let output = OutputLevel::Sized { floor: start.max(1) };
     choose(tree, shape, reason, skipped..skipped + count, output)
@@ -170,7 +183,9 @@ pub(super) fn choose(
     let bottommost = is_whole && runs.end == tree.runs().count();
     let inputs: Vec<(usize, &RunView<'_>)> =
         tree.runs().skip(runs.start).take(runs.len()).collect();
-    let bytes: u64 = inputs.iter().map(|(_, run)| run.bytes()).sum();
+    // Some of what is newer hides what is in the largest run, and some is new: nobody knows yet.
+    let sizes = || inputs.iter().map(|(_, run)| run.bytes());
+    let bytes = sizes().max().unwrap_or(0).midpoint(sizes().sum());
     let moved = movable(&inputs, shape.table_bytes, bottommost);
     let rewrite_bytes: u64 = inputs
         .iter()

@@ -2,12 +2,15 @@
 //! the filter bits are shared among the levels (Monkey). Pure arithmetic.
 //!
 //! Terms: T is the size ratio between neighbouring levels, K the most runs in a level above the
-//! last, Z the most runs in the last level, P the unit: what one flush writes.
+//! last, Z the most runs in the last level, P the unit: what one flush writes. An arrival at level
+//! i is what T arrivals at the level above make, `P * T^i`: T - 1 of them stay, in K runs that
+//! share them, and the last one carries all of them on.
 //!
 //! Invariants:
 //! 1. Level i has room for `P * T^(i + 1)` bytes; capacities grow strictly until they saturate.
-//! 2. Level 0 is never the last level: flushes pile up there to K runs whatever the depth.
-//! 3. Filter bits never grow from a level to the next deeper one, and stay in `0..=cap`, with the
+//! 2. The last run belongs to the shallowest level of which it is no more than T - 1 arrivals.
+//! 3. Level 0 is never the last level: flushes pile up there to K runs whatever the depth.
+//! 4. Filter bits never grow from a level to the next deeper one, and stay in `0..=cap`, with the
 //!    cap of [`BITS_CAP`] or the average asked for, whichever is larger (ADR 0001).
 
 use crate::options::Settings;
@@ -15,6 +18,8 @@ use crate::version::{LEVEL_MAX, LEVELS};
 
 /// Beyond this many bits per key a blocked Bloom filter gains next to nothing.
 pub(crate) const BITS_CAP: f64 = 16.0;
+/// Flushes differ: runs may grow by this share of an arrival more.
+const SPARE_SHARE: u64 = 4;
 /// `ln(2)^2`: bits per key of a Bloom filter are `-ln(p) / ln(2)^2`.
 const LN2_SQUARED: f64 = std::f64::consts::LN_2 * std::f64::consts::LN_2;
 
@@ -59,8 +64,8 @@ impl Shape {
     }
 
     /// The same shape for flushes that turned out to write `flushed_bytes`: memtables count their
-    /// overhead and tables are compressed, so that P seen on disk is smaller than the memtable. An
-    /// odd small flush must not turn the whole tree, hence the lower bound.
+    /// overhead and tables are compressed, so that P seen on disk is smaller than the memtable.
+    /// Small flushes must not turn the whole tree, hence the lower bound.
     pub(crate) fn with_flushes_of(self, flushed_bytes: u64) -> Self {
         let unit_bytes = flushed_bytes.clamp((self.unit_bytes / 8).max(1), self.unit_bytes);
         assert!(unit_bytes <= self.unit_bytes);
@@ -73,19 +78,38 @@ impl Shape {
         (0..=level).fold(self.unit_bytes, |bytes, _| bytes.saturating_mul(self.size_ratio))
     }
 
-    /// How large the newest run of an upper level may grow by merging into it, instead of standing
-    /// beside it: the K runs share the capacity. With K of T - 1 a run is full from the start.
-    pub(crate) fn run_capacity(&self, level: usize) -> u64 {
-        assert!(level < LEVELS, "level {level} of {LEVELS}");
-        let share = self.size_ratio / (self.runs_upper as u64);
-        if share < 2 { 0 } else { self.capacity(level) / self.size_ratio * share }
+    /// The bytes of an arrival at `level`.
+    pub(crate) fn arrival(&self, level: usize) -> u64 {
+        self.capacity(level) / self.size_ratio
     }
 
-    /// The shallowest level from `floor` on whose capacity holds `bytes`: where a last run of that
-    /// size belongs.
+    /// Whether an arrival at an upper level that has `runs` may enter the newest of them, instead
+    /// of standing beside it, if that makes it `run_bytes` of `level_bytes`. With K of T - 1 none
+    /// may: each arrival has a run. Otherwise n runs take n / K of the arrivals that stay.
+    pub(crate) fn may_grow(
+        &self,
+        level: usize,
+        runs: usize,
+        level_bytes: u64,
+        run_bytes: u64,
+    ) -> bool {
+        assert!(run_bytes <= level_bytes, "a run of {run_bytes} bytes in {level_bytes}");
+        let (k, stay) = (self.runs_upper as u64, self.size_ratio - 1);
+        if k >= stay || runs == 0 {
+            return false;
+        }
+        let arrival = self.arrival(level);
+        let spare = arrival / SPARE_SHARE;
+        let room = arrival.saturating_mul(stay).saturating_mul(k.min(runs as u64)) / k;
+        let share = arrival.saturating_mul(stay.div_ceil(k));
+        level_bytes <= room.saturating_add(spare) && run_bytes <= share.saturating_add(spare)
+    }
+
+    /// The level of a last run of `bytes`, from `floor` on.
     pub(crate) fn level_for(&self, floor: usize, bytes: u64) -> usize {
         assert!(floor < LEVELS, "level {floor} of {LEVELS}");
-        (floor..LEVEL_MAX).find(|&level| bytes <= self.capacity(level)).unwrap_or(LEVEL_MAX)
+        let room = |level| self.arrival(level).saturating_mul(self.size_ratio - 1);
+        (floor..LEVEL_MAX).find(|&level| bytes <= room(level)).unwrap_or(LEVEL_MAX)
     }
 
     /// Filter bits per key for a table written to `level` of a tree whose last level is `last`.
@@ -154,17 +178,55 @@ mod tests {
         assert_eq!(capacities, [400, 1600, 6400, 25600, 102_400, 409_600, 1_638_400]);
         let huge = Shape { unit_bytes: 1 << 40, size_ratio: 64, ..shape };
         assert_eq!(huge.capacity(LEVEL_MAX), u64::MAX);
-        assert_eq!(shape.level_for(1, 1600), 1);
-        assert_eq!(shape.level_for(1, 1601), 2);
+        assert_eq!((0..3).map(|i| shape.arrival(i)).collect::<Vec<_>>(), [100, 400, 1600]);
+        assert_eq!(shape.level_for(1, 1200), 1, "three arrivals of 400");
+        assert_eq!(shape.level_for(1, 1201), 2);
         assert_eq!(shape.level_for(3, 0), 3);
         assert_eq!(shape.level_for(1, u64::MAX), LEVEL_MAX);
     }
 
+    /// How many arrivals each run of level 1 takes before there is a next one, oldest first.
+    fn shares(size_ratio: u64, runs_upper: usize, percent: u64) -> Vec<u64> {
+        let shape = Shape { size_ratio, runs_upper, ..lazy() };
+        let arrival = shape.arrival(1) * percent / 100;
+        let mut shares: Vec<u64> = Vec::new();
+        for arrivals in 1.. {
+            let newest = shares.last().copied().unwrap_or(0);
+            let (all, grown) = (arrivals * arrival, (newest + 1) * arrival);
+            if shape.may_grow(1, shares.len(), all, grown) {
+                *shares.last_mut().unwrap() += 1;
+            } else if shares.len() < runs_upper {
+                shares.push(1);
+            } else {
+                return shares;
+            }
+        }
+        shares
+    }
+
     #[test]
-    fn runs_grow_in_place_only_with_fewer_runs_than_the_ratio_needs() {
-        assert_eq!(lazy().run_capacity(1), 0);
-        assert_eq!(Shape { runs_upper: 1, ..lazy() }.run_capacity(1), 1600);
-        assert_eq!(Shape { runs_upper: 2, ..lazy() }.run_capacity(1), 800);
+    fn runs_share_the_arrivals_that_stay() {
+        let cases: &[(u64, usize, &[u64])] = &[
+            (2, 1, &[1]),
+            (4, 1, &[3]),
+            (4, 2, &[1, 2]),
+            (4, 3, &[1, 1, 1]),
+            (8, 1, &[7]),
+            (8, 2, &[3, 4]),
+            (8, 3, &[2, 2, 3]),
+            (8, 5, &[1, 2, 1, 1, 2]),
+            (8, 7, &[1; 7]),
+            (10, 2, &[4, 5]),
+        ];
+        for &(size_ratio, runs_upper, expected) in cases {
+            for percent in [99, 100, 101] {
+                let shares = shares(size_ratio, runs_upper, percent);
+                assert_eq!(shares, expected, "T {size_ratio}, K {runs_upper}, {percent} %");
+            }
+        }
+        // What is smaller because newer entries hid older ones leaves room for more.
+        assert_eq!(shares(8, 1, 90), [8]);
+        assert_eq!(shares(8, 7, 90), [1; 7]);
     }
 
     /// LEARNED: 10 bits on average, T = 4, K = 3, Z = 1, six levels.

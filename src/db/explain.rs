@@ -117,7 +117,7 @@ impl DB {
             runs_choice: core.runs_choice(),
             runs_last_level: shape.runs_last,
             levels: levels(&version, &tree, &shape),
-            expected: shape.expected_costs(last_run_bytes(&tree)),
+            expected: shape.expected_costs(tree.last_level(), last_run_bytes(&tree)),
             measured: measured(&version, &tree, flushed, merged),
             next,
         }

@@ -195,6 +195,7 @@ async fn install(
     .await?;
     stats::add(&core.metrics.flushes, 1);
     stats::add(&core.metrics.flushed_bytes, bytes);
+    core.metrics.learn_unit(bytes + referred, memtable.bytes(), core.settings.memtable_bytes);
     core.monitor.flushed(memtable.last_seqno());
     core.pipeline.retire_segments(first_live);
     for name in core.segments.retire(first_live) {

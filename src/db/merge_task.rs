@@ -24,7 +24,7 @@ use crate::compaction::control::Ticket;
 use crate::compaction::job::Pace;
 use crate::compaction::policy::Shape;
 use crate::compaction::tombstones::{self, Ripe};
-use crate::compaction::{Choice, MergeReason, Tree, job, pace, picker};
+use crate::compaction::{Choice, MergeReason, RunView, Tree, job, pace, picker};
 use crate::error::{Error, ErrorKind, Result};
 use crate::filename::FileName;
 use crate::sstable::{Run, Table};
@@ -283,7 +283,18 @@ impl Overlap {
 impl Core {
     /// The shape that the tree shall have.
     pub(super) fn shape(&self) -> Shape {
-        Shape::new(&self.settings, self.monitor.runs_per_level())
+        let shape = Shape::new(&self.settings, self.monitor.runs_per_level());
+        self.metrics.unit_bytes().map_or(shape, |bytes| shape.with_flushes_of(bytes))
+    }
+
+    /// Before the first flush: one will bring what the largest run of level 0 has, if that is no
+    /// remainder. Too small a unit would turn the tree at once, too large a one does no harm.
+    pub(super) fn guess_unit(&self) {
+        let version = self.versions.current();
+        let memtable_bytes = self.settings.memtable_bytes as u64;
+        let first = Tree::of(&version).level(0).iter().map(RunView::bytes).max();
+        let is_likely = |bytes: &u64| (memtable_bytes / 4..memtable_bytes).contains(bytes);
+        self.metrics.guess_unit(first.filter(is_likely).unwrap_or(memtable_bytes));
     }
 
     /// The task ends: nobody will be merged for any more.

@@ -365,11 +365,11 @@ impl Core {
     fn sight(&self) -> Sight {
         let version = self.versions.current();
         let tree = Tree::of(&version);
-        let last_bytes = last_run_bytes(&tree);
-        let shape = |runs| Shape::new(&self.settings, runs);
+        let (last, last_bytes) = (tree.last_level(), last_run_bytes(&tree));
+        let shape = |runs_upper| Shape { runs_upper, ..self.shape() };
         let candidates = 1..=self.settings.first_runs_per_level();
-        let costs = candidates.map(|runs| shape(runs).expected_costs(last_bytes)).collect();
-        let turnover_bytes = self.shape().capacity(tree.last_level() - 1);
+        let costs = candidates.map(|runs| shape(runs).expected_costs(last, last_bytes)).collect();
+        let turnover_bytes = self.shape().capacity(last - 1);
         Sight { costs, turnover_bytes }
     }
 }

@@ -288,6 +288,7 @@ fn build(
         trash: Mutex::new(None),
         lock: Mutex::new(Some(Arc::new(lock))),
     });
+    core.guess_unit();
     core.resize_cache();
     (core, trash)
 }

@@ -30,10 +30,44 @@ pub(crate) struct Metrics {
     flush_rate: AtomicU64,
     /// The same without what they paused.
     write_rate: AtomicU64,
+    /// What a flush writes: a mean.
+    unit: FlushUnit,
     pub(crate) compactions: AtomicU64,
     pub(crate) compacted_bytes: AtomicU64,
     pub(crate) rewrites: AtomicU64,
     pub(crate) rewritten_bytes: AtomicU64,
+}
+
+/// The bytes that a flush brings into the tree: a mean of those since the open, and of a guess that
+/// counts for little. A flush counts for as much as its memtable was filled, and the last few
+/// together for no less than all before them.
+#[derive(Default)]
+struct FlushUnit {
+    bytes: AtomicU64,
+    /// What has come into the mean, in [`FULL`]s.
+    weight: AtomicU64,
+}
+
+/// The weight of a full memtable, of a guess, and of all that was before.
+const FULL: u64 = 1024;
+const GUESS_WEIGHT: u64 = FULL / 4;
+const WEIGHT_MAX: u64 = 8 * FULL;
+
+impl FlushUnit {
+    /// Nothing before the first guess.
+    fn bytes(&self) -> Option<u64> {
+        (self.weight.load(Ordering::Relaxed) > 0).then(|| self.bytes.load(Ordering::Relaxed))
+    }
+
+    /// Order: one task learns.
+    fn learn(&self, bytes: u64, weight: u64) {
+        let all = (self.weight.load(Ordering::Relaxed) + weight).min(WEIGHT_MAX);
+        assert!(weight <= all, "a weight of {weight} in {all}");
+        let known = u128::from(self.bytes.load(Ordering::Relaxed)) * u128::from(all - weight);
+        let mean = (known + u128::from(bytes) * u128::from(weight)) / u128::from(all.max(1));
+        self.bytes.store(u64::try_from(mean).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.weight.store(all, Ordering::Relaxed);
+    }
 }
 
 const MICROS: u64 = 1_000_000;
@@ -58,6 +92,23 @@ impl Metrics {
         };
         learn(&self.flush_rate, took);
         learn(&self.write_rate, took.saturating_sub(paused));
+    }
+
+    /// A flush of a memtable of `filled` bytes out of `memtable_bytes` brought so many.
+    pub(super) fn learn_unit(&self, bytes: u64, filled: usize, memtable_bytes: usize) {
+        let full = memtable_bytes.max(1) as u64;
+        let weight = (filled as u64).saturating_mul(FULL) / full;
+        self.unit.learn(bytes, weight.min(FULL));
+    }
+
+    /// Before the first flush: what one may bring.
+    pub(super) fn guess_unit(&self, bytes: u64) {
+        self.unit.learn(bytes, GUESS_WEIGHT);
+    }
+
+    /// What a flush brings into the tree, on average.
+    pub(super) fn unit_bytes(&self) -> Option<u64> {
+        self.unit.bytes()
     }
 
     /// How long a flush takes for so many bytes of a memtable if it does not pause; nothing while
@@ -352,5 +403,26 @@ mod tests {
         assert_eq!(metrics.time_to_free(2_000_000), Duration::from_millis(100));
         assert_eq!(metrics.time_to_free(0), RETRY_AFTER.start);
         assert_eq!(metrics.time_to_free(usize::MAX), RETRY_AFTER.end);
+    }
+
+    #[test]
+    fn the_unit_is_a_mean_of_flushes_by_what_filled_their_memtables() {
+        let metrics = Metrics::default();
+        assert_eq!(metrics.unit_bytes(), None);
+        metrics.guess_unit(1000);
+        assert_eq!(metrics.unit_bytes(), Some(1000));
+        let unit_after = |flushes: usize, bytes: u64, filled: usize| {
+            (0..flushes).for_each(|_| metrics.learn_unit(bytes, filled, 1000));
+            metrics.unit_bytes().unwrap()
+        };
+        // The guess is soon forgotten.
+        assert_eq!([1, 1, 1].map(|flushes| unit_after(flushes, 500, 1000)), [600, 555, 538]);
+        assert!(unit_after(30, 500, 1000) < 505);
+        // Small flushes count when there are many.
+        assert!(unit_after(1, 1, 2) > 498);
+        assert!(unit_after(1, 50, 100) > 485);
+        assert!(unit_after(1000, 50, 100) < 55);
+        // Those that brought more than their memtable held refer to the value log.
+        assert!(unit_after(50, u64::MAX, 1 << 40) > 1 << 60);
     }
 }
