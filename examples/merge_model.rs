@@ -15,7 +15,8 @@
 //! column says 0.
 //!
 //! The data is `--fill` times T^d flushes (1.5; more than 1, at most T), the d being that of a tree
-//! of four to six levels: the cost of the last level depends on how full it is.
+//! of four to six levels: the cost of the last level depends on how full it is. From T - 1 on the
+//! tree has a level more.
 //!
 //! - "merged": the bytes that merges wrote for each byte that flushes wrote; "model" is what is
 //!   expected, "ratio" the one over the other.
