@@ -1,6 +1,6 @@
 //! What a shape of the tree costs, after the model of Dostoevsky (Dayan and Idreos, 2018): pure
 //! arithmetic, for steady overwriting of keys chosen evenly. Where it departs from that model, and
-//! how well it agrees with what is measured, is in ADR 10.
+//! how well it agrees with what is measured, is in ADR 11.
 //!
 //! Terms as in [`super::policy`]; in units of P the last run has N, and a run of x puts holds
 //! `D(x) = N (1 - e^(-x / N))` keys. The model is that of carry-through merges: what would fill a
