@@ -34,7 +34,7 @@ impl DailyWindow {
 ///
 /// ```
 /// use std::time::Duration;
-/// let hours = |hours| Duration::from_secs(hours * 3600);
+/// let hours = |hours: u64| Duration::from_secs(hours * 3600);
 /// let limits = seerdb::CompactionLimits::default()
 ///     .latency_target(Duration::from_millis(2))
 ///     .off_peak(seerdb::DailyWindow::new(hours(23), hours(5)));
