@@ -189,6 +189,36 @@ bugs! {
     EndUnnoticed,
     /// A merge of some runs drops tombstones as one of all would.
     BottomWhileMerging,
+    /// Behind a merge that was left halfway, a table mixes what it had merged and what it had not.
+    TableAcrossMerges,
+    /// A long merge leaves its inputs where they were.
+    ForgetStage,
+    /// Collection takes what is left of a table for nothing while a merge is between two pieces.
+    ForgetStraddler,
+    /// A merge begins while somebody pauses.
+    BeginWhilePaused,
+    /// A merge that runs does not heed a pause.
+    WorkWhilePaused,
+    /// Flushes wait for merges that nobody may do.
+    FlushWaitsForPause,
+    /// Who asked for a merge is told that it is done when it was called off.
+    CancelledIsDone,
+    /// A merge that waits is not told that it was called off.
+    CancelUnnoticed,
+    /// A flush that slows down gives no credits back.
+    SlowFlushKeepsCredits,
+    /// Merges do not keep to the rate that they may have.
+    IgnoreRate,
+    /// The rate holds at every time of the day.
+    IgnoreWindow,
+    /// Deletions may go although a snapshot needs what they hide.
+    DroppableTooHigh,
+    /// Merges are not told that the snapshot is gone that held deletions back.
+    FreedUnnoticed,
+    /// Merges are not told that deletions have come of age.
+    AgeUnnoticed,
+    /// What was deleted soon after the last look comes of age with the next one.
+    MarkUnnoticed,
 }
 
 /// Whether this is the bug of this process.

@@ -5,13 +5,15 @@
 //! 2. Outputs are complete, synced, named durably and open when a function here returns them;
 //!    after an error all of them are removed, as far as the disk allows.
 //! 3. All versions of a user key go to one table: tables are cut between user keys only, where
-//!    they are full and wherever a moved table lies between two keys.
+//!    they are full, wherever a moved table lies between two keys, and where a merge that was left
+//!    between two pieces had come to (see [`piece::cuts`]).
 //! 4. Memory is two windows per input run and a few chunks of output, whatever the sizes are, and
 //!    what the filter and index of the table in the making take.
 //! 5. A merge that did not see exactly the entries that its inputs' descriptions promise fails as
 //!    corruption instead of dropping any.
 //!
-//! Everything runs on a lane of the engine's own; the loop gives way after [`YIELD_BYTES`].
+//! Everything runs on a lane of the engine's own; the loop gives way after [`YIELD_BYTES`], or a
+//! table's worth of work if that is less.
 
 use std::ops::Range;
 use std::path::Path;
@@ -33,7 +35,7 @@ use crate::version::set::VersionSet;
 use crate::version::{RunId, Version};
 
 use super::Choice;
-use super::piece::Piece;
+use super::piece::{self, Piece};
 use super::retain::Retain;
 
 /// After this much work other tasks of the lane get their turn.
@@ -72,9 +74,9 @@ pub(crate) struct Context<'a> {
 /// Holds a job up, and hears how far it is.
 #[async_trait]
 pub(crate) trait Pace: Send + Sync {
-    /// Called about every [`YIELD_BYTES`] of work: so many bytes since the last call, so many
-    /// entries since the job began; once more when all are met. The job goes on when this
-    /// resolves, or fails with it.
+    /// Called about every [`YIELD_BYTES`] of work, or after a table's worth if that is less, and
+    /// once more when all is met: so many bytes since the last call, so many entries since the job
+    /// began. The job goes on when this resolves, or fails with it.
     async fn pass(&self, bytes: u64, entries: u64) -> Result<()>;
 }
 
@@ -142,7 +144,9 @@ pub(crate) async fn run(
     at: usize,
 ) -> Result<Outcome> {
     let inputs = Inputs::of(version, choice, at);
-    let mut cuts: Vec<&[u8]> = inputs.moved.iter().map(|t| t.meta().smallest.as_slice()).collect();
+    let starts = inputs.moved.iter().map(|table| KeyBuf::from_slice(&table.meta().smallest));
+    let mut cuts: Vec<KeyBuf> = starts.collect();
+    cuts.extend(piece::cuts(version, choice));
     cuts.sort_unstable();
     let (mut opened, mut trims, mut entries) = (Vec::new(), Vec::new(), 0);
     if !inputs.runs.is_empty() {
@@ -373,8 +377,8 @@ impl<'a> Bounds<'a> {
 struct Output<'a> {
     ctx: &'a Context<'a>,
     options: TableWriterOptions,
-    /// The smallest keys of moved tables that lie ahead.
-    cuts: &'a [&'a [u8]],
+    /// The keys ahead that no table goes across: it ends before them, or begins there.
+    cuts: &'a [KeyBuf],
     writer: Option<TableWriter>,
     /// The user key added last.
     last: KeyBuf,
@@ -390,7 +394,7 @@ impl<'a> Output<'a> {
     fn new(
         ctx: &'a Context<'a>,
         filter_bits_per_key: f64,
-        cuts: &'a [&'a [u8]],
+        cuts: &'a [KeyBuf],
         direct: bool,
     ) -> Self {
         assert!(filter_bits_per_key >= 0.0, "negative filter bits");
@@ -468,7 +472,7 @@ impl<'a> Output<'a> {
         }
         self.last.clear();
         self.last.extend_from_slice(key);
-        let crossed = self.cuts.iter().take_while(|cut| **cut < key).count();
+        let crossed = self.cuts.iter().take_while(|cut| cut.as_slice() <= key).count();
         self.cuts = self.cuts.get(crossed..).unwrap_or_default();
         let size = self.writer.as_ref().map_or(0, TableWriter::estimated_bytes);
         is_open && (crossed > 0 || size >= self.ctx.table_bytes)
@@ -493,7 +497,11 @@ impl<'a> Output<'a> {
 
     /// Whether it is time for [`Output::breathe`].
     fn needs_breath(&self) -> bool {
-        self.work >= YIELD_BYTES || self.writer.as_ref().is_some_and(TableWriter::needs_write)
+        self.is_tired() || self.writer.as_ref().is_some_and(TableWriter::needs_write)
+    }
+
+    fn is_tired(&self) -> bool {
+        self.work >= YIELD_BYTES.min(self.ctx.table_bytes)
     }
 
     /// Writes what is collected; is held up and gives way now and then.
@@ -501,7 +509,7 @@ impl<'a> Output<'a> {
         if let Some(writer) = self.writer.as_mut().filter(|writer| writer.needs_write()) {
             writer.write_full_chunks().await?;
         }
-        if self.work >= YIELD_BYTES {
+        if self.is_tired() {
             self.keep_pace().await?;
             give_way().await;
         }

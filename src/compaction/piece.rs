@@ -1,4 +1,4 @@
-//! A piece of a merge as one source: its inputs, bounded and counted.
+//! A piece of a merge as one source: its inputs, bounded and counted; and where its tables end.
 //!
 //! Invariants:
 //! 1. It ends with the last entry whose user key is not behind the end of the piece; all versions
@@ -17,7 +17,41 @@ use crate::iter::merge::Merge;
 use crate::iter::{Direction, Entry, Position, Source};
 use crate::key::{KeyBuf, Trailer};
 use crate::sstable::{BlockSource, Run, RunIter, Table, TableMeta, Trim};
-use crate::version::RunId;
+use crate::version::{RunId, Version};
+
+use super::Choice;
+
+/// The keys that the merge `choice` must not write a table across, in no order.
+///
+/// A merge that was left between two pieces leaves an old run with the newest entries up to where
+/// it had come, and its own behind that. A later merge may have that run among its inputs and not
+/// the newer ones, or the other way round: a table across that place would be both newer and older
+/// than a run that overlaps it. In all other trees there are no such keys.
+pub(super) fn cuts(version: &Version, choice: &Choice) -> Vec<KeyBuf> {
+    let is_input = |run: &Run| choice.inputs.iter().any(|(_, id)| *id == run.id);
+    let inputs = || version.runs().filter(|run| is_input(run));
+    let metas = || inputs().flat_map(|run| &run.tables).map(|table| table.meta());
+    let seqno_min = metas().map(|meta| meta.seqno_min).min().unwrap_or(0);
+    let seqno_max = metas().map(|meta| meta.seqno_max).max().unwrap_or(0);
+    let mut cuts = Vec::new();
+    for run in version.runs().filter(|run| !is_input(run)) {
+        let is_newer = run.id > choice.output_run;
+        for (at, table) in run.tables.iter().enumerate() {
+            let meta = table.meta();
+            if is_newer && meta.seqno_min <= seqno_max {
+                let first = if at == 0 { run.smallest() } else { &meta.smallest };
+                cuts.push(KeyBuf::from_slice(first));
+            } else if !is_newer && meta.seqno_max >= seqno_min {
+                let mut behind = KeyBuf::from_slice(&meta.largest);
+                behind.push(0);
+                cuts.push(behind);
+                // What is older may be written anew meanwhile, up to where these begin.
+                cuts.extend(inputs().map(|run| KeyBuf::from_slice(run.smallest())));
+            }
+        }
+    }
+    if planted!(TableAcrossMerges) { Vec::new() } else { cuts }
+}
 
 /// See the invariants of the module.
 pub(super) struct Piece<'a> {

@@ -212,10 +212,15 @@ impl State {
                 return Err(format!("value file {number} cannot be added"));
             }
         }
+        // What was written anew is whole, whatever was missing of it before.
+        let is_kept = |run: &&RunMeta| {
+            run.tables.first().is_some_and(|first| !edit.tables_removed.contains(&first.number))
+        };
         let mut trims: HashMap<RunId, Trim> = self
             .levels
             .iter()
             .flatten()
+            .filter(is_kept)
             .filter_map(|run| Some((run.id, run.trim.clone()?)))
             .collect();
         for (run, trim) in &edit.runs_trimmed {

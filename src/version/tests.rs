@@ -245,6 +245,9 @@ fn a_piece_enters_the_oldest_run_and_trims_the_newer_ones() {
     };
     // The table that the trim was in is gone, and so is the trim.
     assert_eq!(after.apply(&rest).unwrap().levels()[0][0].trim, None);
+    // What takes its place may begin before: with newer runs, in a merge above the old one.
+    let anew = VersionEdit { tables_added: vec![(0, 8, table(8, "b-z", (60, 71)))], ..rest };
+    assert_eq!(after.apply(&anew).unwrap().levels()[0][0].trim, None);
 }
 
 #[test]
