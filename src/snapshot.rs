@@ -4,9 +4,13 @@
 //! 1. A seqno is read and registered under one lock, and [`Registry::strata`] reads the newest
 //!    visible seqno under the same lock: no reader can begin at a seqno that a merge has already
 //!    decided to forget.
+//! 2. Whoever waits for the oldest seqno to go is told when it has gone: [`Registry::await_oldest`]
+//!    looks whether it is still there under the lock that it goes under.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use event_listener::{Event, EventListener};
 
 use crate::key::SeqNo;
 use crate::sync::Mutex;
@@ -14,7 +18,16 @@ use crate::sync::Mutex;
 /// The seqnos that snapshots and streams read at, with their number of readers.
 #[derive(Default)]
 pub(crate) struct Registry {
-    live: Mutex<BTreeMap<SeqNo, usize>>,
+    live: Mutex<Live>,
+    /// The oldest seqno has gone, and somebody waited for that.
+    freed: Event,
+}
+
+#[derive(Default)]
+struct Live {
+    readers: BTreeMap<SeqNo, usize>,
+    /// Whether somebody waits for the oldest of them to go.
+    is_awaited: bool,
 }
 
 impl Registry {
@@ -22,7 +35,7 @@ impl Registry {
     pub(crate) fn pin(self: &Arc<Self>, visible: impl FnOnce() -> SeqNo) -> Pin {
         let mut live = self.live.lock();
         let seqno = visible();
-        *live.entry(seqno).or_insert(0) += 1;
+        *live.readers.entry(seqno).or_insert(0) += 1;
         Pin { registry: self.clone(), seqno }
     }
 
@@ -31,7 +44,7 @@ impl Registry {
     pub(crate) fn strata(&self, visible: impl FnOnce() -> SeqNo) -> Vec<SeqNo> {
         let live = self.live.lock();
         let newest = visible();
-        let mut strata: Vec<SeqNo> = live.keys().copied().collect();
+        let mut strata: Vec<SeqNo> = live.readers.keys().copied().collect();
         if strata.last() != Some(&newest) {
             strata.push(newest);
         }
@@ -39,9 +52,23 @@ impl Registry {
         strata
     }
 
+    /// Asks for [`Registry::freed`] to be told when the reader of `seqno` has gone; `false` if it
+    /// is not the oldest one any more.
+    pub(crate) fn await_oldest(&self, seqno: SeqNo) -> bool {
+        let mut live = self.live.lock();
+        let is_oldest = live.readers.keys().next() == Some(&seqno);
+        live.is_awaited |= is_oldest;
+        is_oldest
+    }
+
+    /// Hears from now on that what somebody waited for has gone.
+    pub(crate) fn freed(&self) -> EventListener {
+        self.freed.listen()
+    }
+
     /// The number of live readers.
     pub(crate) fn count(&self) -> usize {
-        self.live.lock().values().sum()
+        self.live.lock().readers.values().sum()
     }
 }
 
@@ -67,10 +94,16 @@ impl Clone for Pin {
 impl Drop for Pin {
     fn drop(&mut self) {
         let mut live = self.registry.live.lock();
-        let count = live.get_mut(&self.seqno).expect("a pin is registered until its drop");
+        let count = live.readers.get_mut(&self.seqno).expect("a pin is registered until its drop");
         *count -= 1;
-        if *count == 0 {
-            live.remove(&self.seqno);
+        if *count > 0 {
+            return;
+        }
+        let was_oldest = live.readers.keys().next() == Some(&self.seqno);
+        live.readers.remove(&self.seqno);
+        if was_oldest && std::mem::take(&mut live.is_awaited) && !planted!(FreedUnnoticed) {
+            drop(live);
+            self.registry.freed.notify(usize::MAX);
         }
     }
 }
@@ -92,5 +125,22 @@ mod tests {
         drop((b, c));
         assert_eq!(registry.strata(|| 9), [9]);
         assert_eq!(registry.count(), 0);
+    }
+
+    #[test]
+    fn who_waits_for_the_oldest_is_told_once() {
+        use futures::FutureExt;
+        let registry = Arc::new(Registry::default());
+        let (old, new) = (registry.pin(|| 5), registry.pin(|| 9));
+        assert!(!registry.await_oldest(9) && registry.await_oldest(5));
+        let mut freed = registry.freed();
+        drop(new);
+        assert!((&mut freed).now_or_never().is_none(), "the oldest is still there");
+        let newer = registry.pin(|| 9);
+        drop(old);
+        assert!(freed.now_or_never().is_some());
+        let freed = registry.freed();
+        drop(newer);
+        assert!(freed.now_or_never().is_none(), "nobody waits any more");
     }
 }

@@ -19,8 +19,15 @@ const STEPS: u32 = 32;
 pub(super) struct Ages {
     /// The age that matters.
     limit: Option<Duration>,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
     /// At each time, the newest seqno that had been given out. Both grow.
-    seen: Mutex<VecDeque<(Duration, SeqNo)>>,
+    marks: VecDeque<(Duration, SeqNo)>,
+    /// Whether more had been given out at the last look, too soon for another mark.
+    is_behind: bool,
 }
 
 impl Ages {
@@ -33,22 +40,33 @@ impl Ages {
     pub(super) fn note(&self, now: Duration, newest: SeqNo) -> SeqNo {
         let Some(limit) = self.limit else { return 0 };
         let mut seen = self.seen.lock();
-        let step = limit / STEPS;
-        let is_due = seen.back().is_none_or(|(at, seqno)| *at + step <= now && *seqno < newest);
-        if is_due {
-            seen.push_back((now, newest));
+        let last = seen.marks.back().copied();
+        let is_new = last.is_none_or(|(_, seqno)| seqno < newest);
+        let is_time = last.is_none_or(|(at, _)| at + limit / STEPS <= now);
+        if is_new && is_time {
+            seen.marks.push_back((now, newest));
         }
+        seen.is_behind = is_new && !is_time;
         // The last one that is over age stays: all before it are, too.
-        while seen.get(1).is_some_and(|(at, _)| *at + limit <= now) {
-            seen.pop_front();
+        while seen.marks.get(1).is_some_and(|(at, _)| *at + limit <= now) {
+            seen.marks.pop_front();
         }
-        seen.front().filter(|(at, _)| *at + limit <= now).map_or(0, |(_, seqno)| *seqno)
+        seen.marks.front().filter(|(at, _)| *at + limit <= now).map_or(0, |(_, seqno)| *seqno)
     }
 
-    /// When more will be over age than is at `now`.
+    /// When to look again: more will be over age than is at `now`, or can be marked.
     pub(super) fn next(&self, now: Duration) -> Option<Duration> {
         let limit = self.limit?;
-        self.seen.lock().iter().map(|(at, _)| *at + limit).find(|due| *due > now)
+        if planted!(AgeUnnoticed) {
+            return None;
+        }
+        let (seen, step) = (self.seen.lock(), limit / STEPS);
+        let aged = seen.marks.iter().map(|(at, _)| *at + limit).find(|due| *due > now);
+        let marked = seen.marks.back().filter(|_| seen.is_behind && !planted!(MarkUnnoticed));
+        // While nobody could look, it was not marked in time.
+        let due = |at: Duration| if at + step > now { at + step } else { now + step };
+        let marked = marked.map(|(at, _)| due(*at));
+        aged.into_iter().chain(marked).min()
     }
 }
 
@@ -65,13 +83,15 @@ mod tests {
         let ages = Ages::new(Some(seconds(64)));
         assert_eq!((ages.note(seconds(0), 5), ages.next(seconds(0))), (0, Some(seconds(64))));
         assert_eq!(ages.note(seconds(1), 9), 0, "too soon for another step");
+        assert_eq!(ages.next(seconds(1)), Some(seconds(2)), "for that step");
+        assert_eq!(ages.next(seconds(3)), Some(seconds(5)), "nobody has looked");
         assert_eq!(ages.note(seconds(10), 20), 0);
         assert_eq!(ages.note(seconds(63), 20), 0);
         assert_eq!((ages.note(seconds(64), 20), ages.next(seconds(64))), (5, Some(seconds(74))));
         assert_eq!(ages.note(seconds(200), 30), 20);
         assert_eq!(ages.note(seconds(300), 30), 30);
         assert_eq!(ages.next(seconds(300)), None, "nothing is left to grow old");
-        assert!(ages.seen.lock().len() <= 2);
+        assert!(ages.seen.lock().marks.len() <= 2);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::background::remove;
 use super::{Core, stats};
 use crate::error::Result;
 use crate::filename::{FileName, FileNumber};
-use crate::sstable::Table;
+use crate::sstable::{Run, Table};
 use crate::version::edit::VersionEdit;
 use crate::version::{Opened, Values, Version};
 use crate::vlog::Kind;
@@ -161,7 +161,12 @@ async fn rewrite_files(
     let files = version.values().iter().filter(is_victim).flat_map(|values| {
         values.meta.segments().iter().map(|segment| (*segment, values.file.clone()))
     });
-    let survivors = survivors(&files.collect(), version.tables()).await?;
+    let straddles = |table: &&Arc<Table>| {
+        let is_first = |run: &Arc<Run>| run.tables.first().is_some_and(|t| Arc::ptr_eq(t, table));
+        planted!(ForgetStraddler) && version.runs().any(|run| run.trim.is_some() && is_first(run))
+    };
+    let tables = version.tables().filter(|table| !straddles(table));
+    let survivors = survivors(&files.collect(), tables).await?;
     let number = core.versions.new_file_number();
     let fs = core.env.fs();
     let pace = |bytes: u64| {

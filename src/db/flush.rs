@@ -148,7 +148,10 @@ impl Pace for FlushPace<'_> {
         let pause = self.core.metrics.time_to_write(bytes).mul_f64(1.0 / speed - 1.0);
         let steps = u32::try_from(pause.as_nanos() / STEP.as_nanos()).unwrap_or(u32::MAX).min(1000);
         for _ in 0..steps {
-            self.release(bytes / steps as usize);
+            match planted!(SlowFlushKeepsCredits) {
+                true => drop(self.released.fetch_add(bytes / steps as usize, Ordering::Relaxed)),
+                false => self.release(bytes / steps as usize),
+            }
             self.core.pause(pause / steps).await;
         }
         if steps == 0 {
@@ -245,7 +248,8 @@ impl Core {
         let runs_max = pace::runs_max(&self.shape());
         self.wait_while(|| {
             let runs = self.versions.current().levels().first().map_or(0, |l| l.runs.len());
-            let is_merged = self.merge_error.lock().is_none() && !self.control.is_paused();
+            let is_paused = self.control.is_paused() && !planted!(FlushWaitsForPause);
+            let is_merged = self.merge_error.lock().is_none() && !is_paused;
             runs >= runs_max && is_merged
         })
         .await

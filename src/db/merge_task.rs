@@ -78,7 +78,7 @@ struct Begun {
 pub(super) async fn run(core: Arc<Core>) {
     let mut pause = RETRY_MIN;
     loop {
-        let listener = core.version_event.listen();
+        let (listener, freed) = (core.version_event.listen(), core.snapshots.freed());
         if core.is_closed() || core.pipeline.failure().is_some() {
             return core.refuse_requests(&core.pipeline.failure().unwrap_or_else(Error::closed));
         }
@@ -86,14 +86,15 @@ pub(super) async fn run(core: Arc<Core>) {
             return core.refuse_requests(&damage);
         }
         let Some(Begun { ticket, choice, requests }) = begin(&core) else {
-            core.wait_for_work(listener).await;
+            core.wait_for_work(listener, freed).await;
             continue;
         };
         let outcome = merge(&core, &ticket, &choice, !requests.is_empty()).await;
         // It is over when its counters are right, for those who wait for that.
         drop(ticket);
         core.resize_cache();
-        answer(requests, &outcome);
+        let is_hushed = outcome.is_err() && planted!(CancelledIsDone);
+        answer(requests, if is_hushed { &Ok(()) } else { &outcome });
         match outcome {
             Ok(()) => {
                 pause = RETRY_MIN;
@@ -123,7 +124,7 @@ pub(super) async fn run(core: Arc<Core>) {
 /// Begins the merge that is due beside those that run, if one is.
 fn begin(core: &Arc<Core>) -> Option<Begun> {
     let begun = core.control.begin(|busy| {
-        if core.control.is_paused() {
+        if core.control.is_paused() && !planted!(BeginWhilePaused) {
             return None;
         }
         let version = core.versions.current();
@@ -164,7 +165,8 @@ async fn merge(
     let version = core.versions.current();
     let (entries, mut met) = (merged_entries(&version, choice), Overlap::of(&version, choice));
     ticket.expect(entries, is_asked_for);
-    let staged = choice.is_long().then(|| job::stage(&version, choice)).flatten();
+    let is_staged = choice.is_long() && !planted!(ForgetStage);
+    let staged = is_staged.then(|| job::stage(&version, choice)).flatten();
     // Its files shall go with the pieces that merge them.
     drop(version);
     if let Some(edit) = staged {
@@ -324,7 +326,7 @@ impl Core {
             return picker::pick_all(&tree, &shape);
         }
         let pick = picker::pick(&tree, &shape);
-        let pick = pick.or_else(|| tombstones::pick(&tree, &shape, self.ripe()));
+        let pick = pick.or_else(|| self.pick_for_tombstones(&tree, &shape));
         pick.or_else(|| {
             let hides = tree.runs().count() > 1 && self.hides_too_much(version);
             let choice = if hides { picker::pick_all(&tree, &shape)? } else { return None };
@@ -332,12 +334,24 @@ impl Core {
         })
     }
 
-    /// Which tombstones may go, and must.
-    fn ripe(&self) -> Ripe {
-        let strata = self.snapshots.strata(|| self.pipeline.visible());
-        let visible = strata.last().copied().unwrap_or(0);
-        let aged = self.ages.note(self.env.clock().now(), visible);
-        Ripe { droppable: strata.first().copied().unwrap_or(0), aged }
+    /// The merge that tombstones call for. Those that a reader holds back call again when it ends.
+    fn pick_for_tombstones(&self, tree: &Tree<'_>, shape: &Shape) -> Option<Choice> {
+        loop {
+            let strata = self.snapshots.strata(|| self.pipeline.visible());
+            let oldest = strata.first().copied().unwrap_or(0);
+            let visible = strata.last().copied().unwrap_or(0);
+            let aged = self.ages.note(self.env.clock().now(), visible);
+            let droppable = if planted!(DroppableTooHigh) { visible } else { oldest };
+            let choice = tombstones::pick(tree, shape, Ripe { droppable, aged });
+            if choice.is_some() || oldest == visible {
+                return choice;
+            }
+            let is_held_back =
+                tombstones::pick(tree, shape, Ripe { droppable: visible, aged }).is_some();
+            if !is_held_back || self.snapshots.await_oldest(oldest) {
+                return None;
+            }
+        }
     }
 
     /// How far merges are behind; see [`pace::debt`].
@@ -354,12 +368,14 @@ impl Core {
         }
     }
 
-    /// Waits for another version, or until deletions have come of age.
-    async fn wait_for_work(&self, listener: EventListener) {
+    /// Waits for another version, for the end of a reader that held deletions back, or until
+    /// deletions have come of age.
+    async fn wait_for_work(&self, listener: EventListener, freed: EventListener) {
         let now = self.env.clock().now();
+        let work = select(listener, freed);
         match self.ages.next(now) {
-            Some(due) => drop(select(listener, pin!(self.pause(due - now))).await),
-            None => listener.await,
+            Some(due) => drop(select(work, pin!(self.pause(due - now))).await),
+            None => drop(work.await),
         }
     }
 

@@ -113,6 +113,7 @@ impl Pacer {
         let is_off_peak = limits.window.is_some_and(|window| window.contains(unix_time));
         let fixed = limits.rate.map_or(RATE_MAX, |bytes| bytes as f64);
         let rate = if limits.latency.is_some() { state.rate.min(fixed) } else { fixed };
+        let is_off_peak = is_off_peak && !planted!(IgnoreWindow) || planted!(IgnoreRate);
         if is_off_peak || rate >= RATE_MAX || debt >= 1.0 {
             state.free_at = now;
             return Duration::ZERO;
