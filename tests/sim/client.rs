@@ -1,7 +1,7 @@
 //! A client of the database: a task that writes, reads, scans, holds snapshots, drops futures.
 
 use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use seerdb_io::Env;
 use seerdb_io::sim::Chance;
 
 use super::context::{Call, Context};
+use super::controls::Pause;
 use super::disk;
 use super::world::{Fate, Key, Seqno, Value};
 
@@ -28,12 +29,13 @@ pub(crate) struct Client {
     /// The complete files of the value log, and the rewrites there were, at the last look.
     pub(crate) files: Vec<u64>,
     pub(crate) rewrites: u64,
+    pub(crate) pauses: Vec<Pause>,
 }
 
 type Ops = Vec<(Key, Option<Value>)>;
 
 /// Polls a future until it is ready, or has been pending this many times.
-async fn poll_times<F: Future>(future: F, mut times: usize) -> Option<F::Output> {
+pub(crate) async fn poll_times<F: Future>(future: F, mut times: usize) -> Option<F::Output> {
     if times == 0 {
         return None;
     }
@@ -54,8 +56,9 @@ fn doing(choice: u64) -> &'static str {
     match choice {
         0..45 => "write",
         45..86 => "read",
-        86..92 => "pause",
-        92..96 => "wait_durable",
+        86..90 => "pause",
+        90..94 => "control of merging",
+        94..96 => "wait_durable",
         96..98 => "flush",
         98 => "compact or verify",
         _ => "close",
@@ -75,8 +78,9 @@ impl Client {
                 66..74 => self.scan().await,
                 74..79 => self.hold(),
                 79..86 => self.look_at_held().await,
-                86..92 => self.pause().await,
-                92..96 => self.wait_durable().await,
+                86..90 => self.pause().await,
+                90..94 => self.control().await,
+                94..96 => self.wait_durable().await,
                 96..98 => self.flush().await,
                 98 => self.compact_or_verify().await,
                 _ => self.close().await,
@@ -85,7 +89,11 @@ impl Client {
             if self.chance.one_in(4) {
                 self.look_at_values();
             }
+            if self.chance.one_in(6) {
+                self.end_pause();
+            }
         }
+        self.end_pauses();
         self.context.world().doing.remove(&self.id);
     }
 
@@ -103,12 +111,12 @@ impl Client {
         (self.files, self.rewrites) = (files, log.rewrites);
     }
 
-    fn key(&mut self) -> Key {
+    pub(crate) fn key(&mut self) -> Key {
         let count = self.context.world().keys.len();
         u16::try_from(self.chance.index(count)).unwrap()
     }
 
-    fn value(&mut self, key: Key) -> Value {
+    pub(crate) fn value(&mut self, key: Key) -> Value {
         let len = match self.chance.below(200) {
             0 => 20_000,
             1..10 => 3_000,
@@ -118,7 +126,7 @@ impl Client {
         self.context.world().new_value(key, len)
     }
 
-    fn durability(&mut self) -> Durability {
+    pub(crate) fn durability(&mut self) -> Durability {
         let all = [Durability::Synced, Durability::Written, Durability::Buffered];
         match self.chance.below(100) < self.context.plan.plain_writes {
             true => self.default,
@@ -393,15 +401,9 @@ impl Client {
             }
             return;
         }
-        let seqno = self.context.visible(&self.db);
-        let done: Pin<Box<dyn Future<Output = seerdb::Result<()>>>> = match self.chance.one_in(2) {
-            true => Box::pin(self.db.compact_range(..)),
-            false => Box::pin(self.db.compact_range(b"a".as_slice()..b"user:5".as_slice())),
-        };
-        match done.await {
-            Ok(()) => self.context.flushed(seqno),
-            Err(error) => self.context.error(Call::Compact, &error),
-        }
+        let is_whole = self.chance.one_in(2);
+        self.end_pauses();
+        self.compact(is_whole).await;
     }
 
     /// Closes under the feet of all others, rarely.

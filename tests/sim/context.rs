@@ -33,6 +33,7 @@ pub(crate) enum Call {
     Read,
     Flush,
     Compact,
+    Settle,
     Verify,
     WaitDurable,
     Close,
@@ -61,6 +62,7 @@ impl Context {
         if !self.sim.is_alive() {
             return;
         }
+        assert!(!error.to_string().contains("panicked"), "{call:?}: {error}");
         let mut world = self.world();
         world.count_error(&format!("{call:?}"), error.kind());
         if matches!(error.kind(), ErrorKind::FailStop | ErrorKind::Indeterminate) {

@@ -59,6 +59,7 @@ impl Life {
             self.context.world().probe("opens with a value log");
         }
         let before = disk::value_files(&self.context.sim.disk());
+        self.contradict().await;
         let Some(db) = self.open().await else { return Ending::Damaged };
         let log = db.stats().value_log;
         if log.rewrites == 0 && log.files.iter().any(|file| !before.contains(&file.number)) {
@@ -76,6 +77,7 @@ impl Life {
             self.heal();
             self.go_on(&db).await;
         }
+        self.settle(&db).await;
         self.look_around(&db).await;
         self.leave(db).await;
         Ending::Done
@@ -241,6 +243,7 @@ impl Life {
                 held: Vec::new(),
                 files: Vec::new(),
                 rewrites: 0,
+                pauses: Vec::new(),
             };
             tasks.push(context.sim.spawn(format!("client {id}"), client.run()));
         }

@@ -11,6 +11,7 @@ mod adaptive;
 mod book;
 mod client;
 mod context;
+mod controls;
 mod damage;
 mod disk;
 mod errors;
@@ -19,6 +20,8 @@ mod histories;
 mod history;
 mod life;
 mod look;
+mod merging;
+
 mod model;
 mod plan;
 mod planted;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use seerdb::{Compression, DBOptions, Durability};
+use seerdb::{CompactionLimits, Compression, DBOptions, DailyWindow, Durability};
 use seerdb_io::sim::{Chance, Faults};
 
 /// What may go wrong in a history, besides kills and power cuts.
@@ -113,7 +113,7 @@ pub(crate) fn draw_options(chance: &mut Chance) -> DBOptions {
         .memtable_bytes(pick(chance, &[1 << 10, 2 << 10, 4 << 10, 32 << 10]))
         .wal_segment_bytes(pick(chance, &[16 << 10, 16 << 10, 32 << 10, 64 << 10]))
         .block_bytes(pick(chance, &[64, 256, 1024, 4096]))
-        .table_bytes(pick(chance, &[1 << 10, 4 << 10, 16 << 10]))
+        .table_bytes(pick(chance, &[1 << 10, 1 << 10, 4 << 10, 16 << 10]))
         .cache_bytes(pick(chance, &[0, 8 << 10, 256 << 10]))
         .filter_bits_per_key([0.0, 4.0, 10.0][chance.index(3)])
         .durability(*chance.pick(&durability).unwrap())
@@ -125,9 +125,52 @@ pub(crate) fn draw_options(chance: &mut Chance) -> DBOptions {
     let threshold = draw_threshold(chance);
     let segment = pick(chance, &[16 << 10, 32 << 10]);
     let amplification = [1.1, 1.1, 1.5, 3.0][chance.index(4)];
+    let age = *chance.pick(&[None, None, Some(1), Some(3), Some(60)]).unwrap();
+    let limits = if chance.one_in(4) { draw_limits(chance) } else { CompactionLimits::default() };
     options
+        .tombstone_age(age.map(Duration::from_secs))
+        .compaction_limits(limits)
         .value_threshold(threshold)
         .value_segment_bytes(segment)
         .max_space_amplification(amplification)
         .direct_io(chance.one_in(3))
+}
+
+/// Limits that can be felt by trees as small as these, each of them or not.
+pub(crate) fn draw_limits(chance: &mut Chance) -> CompactionLimits {
+    let rate = *chance.pick(&[None, Some(1 << 20), Some(3 << 20)]).unwrap();
+    let micros = *chance.pick(&[None, Some(10), Some(100), Some(5_000)]).unwrap();
+    let hours = |chance: &mut Chance| Duration::from_secs(3600 * chance.below(25));
+    let window = chance.one_in(3).then(|| DailyWindow::new(hours(chance), hours(chance)));
+    CompactionLimits::default()
+        .bytes_per_second(rate)
+        .latency_target(micros.map(Duration::from_micros))
+        .off_peak(window)
+}
+
+/// Limits that are none.
+pub(crate) fn draw_absurd_limits(chance: &mut Chance) -> CompactionLimits {
+    let limits = draw_limits(chance);
+    match chance.below(3) {
+        0 => limits.bytes_per_second(chance.below(1 << 20)),
+        1 => limits.latency_target(Duration::from_nanos(chance.below(10_000))),
+        _ => {
+            let late = Duration::from_secs(86_401 + chance.below(100_000));
+            limits.off_peak(DailyWindow::new(Duration::ZERO, late))
+        }
+    }
+}
+
+/// Options of which one contradicts another, or is out of its range.
+pub(crate) fn draw_contradiction(chance: &mut Chance, options: DBOptions) -> DBOptions {
+    let ratio = usize::try_from(chance.between(2, 64)).unwrap();
+    let beyond = ratio + chance.index(5);
+    match chance.below(6) {
+        0 => options.size_ratio(ratio).runs_per_level(beyond).runs_last_level(1),
+        1 => options.size_ratio(ratio).runs_per_level(None).runs_last_level(beyond),
+        2 => options.size_ratio(chance.index(2)).runs_per_level(None).runs_last_level(1),
+        3 => options.size_ratio(65 + chance.index(100)).runs_per_level(1).runs_last_level(1),
+        4 => options.tombstone_age(Duration::from_millis(chance.below(1000))),
+        _ => options.compaction_limits(draw_absurd_limits(chance)),
+    }
 }

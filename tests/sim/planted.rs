@@ -14,9 +14,10 @@ const SECONDS_MAX: f64 = 60.0;
 const TICKS: f64 = 100.0;
 
 /// The tests that may find a bug, quick ones first.
-const FINDERS: [(&str, &str); 6] = [
+const FINDERS: [(&str, &str); 7] = [
     ("actions", "actions::"),
     ("regressions", "regressions::"),
+    ("merging", "merging::"),
     ("values", "histories::values_in_the_log_keep_the_contract"),
     ("crash points", "exhaustive::every_crash_point_of_every_script"),
     ("error loops", "errors::every_operation_of_every_script_fails"),

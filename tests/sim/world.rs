@@ -115,6 +115,8 @@ pub(crate) struct World {
     /// Of this life: writing has failed; somebody has closed the database.
     pub(crate) failed: bool,
     pub(crate) closing: bool,
+    /// How often somebody has called merges off.
+    pub(crate) cancels: u64,
     /// What each client is doing.
     pub(crate) doing: BTreeMap<u32, &'static str>,
     pub(crate) errors: BTreeMap<String, u64>,
@@ -139,6 +141,7 @@ impl World {
             reopened: None,
             failed: false,
             closing: false,
+            cancels: 0,
             doing: BTreeMap::new(),
             errors: BTreeMap::new(),
             probes: BTreeMap::new(),
@@ -317,7 +320,9 @@ fn draw_keys(chance: &mut Chance) -> Vec<Vec<u8>> {
         vec![0xFF, 0xFF],
         vec![b'k'; 300],
     ];
-    keys.extend((0..chance.between(4, 40)).map(|i| format!("user:{i}").into_bytes()));
+    // Some trees shall have more tables than a merge takes at once.
+    let users = if chance.one_in(6) { chance.between(100, 300) } else { chance.between(4, 40) };
+    keys.extend((0..users).map(|i| format!("user:{i}").into_bytes()));
     let kept = chance.between(2, keys.len() as u64);
     while keys.len() as u64 > kept {
         keys.swap_remove(chance.index(keys.len()));
