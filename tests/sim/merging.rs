@@ -309,9 +309,11 @@ async fn call_off_halfway(env: &Env, options: &DBOptions, tenths: u64) -> Model 
         delete(&db, &mut model, number).await;
     }
     db.flush().await.unwrap();
-    // The newest is what is merged first.
+    // The newest is what is merged first. It is large: without it, pieces end at other keys.
     for number in (1..KEYS).step_by(3).rev() {
-        put(&db, &mut model, number, 7).await;
+        let value = vec![7; 100];
+        db.put(key(number), value.clone()).await.unwrap();
+        model.insert(key(number), value);
     }
     db.flush().await.unwrap();
     let merging = begin_long(env, &db).await;
